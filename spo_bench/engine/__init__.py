@@ -1,1 +1,1 @@
-"""TODO"""
+"""Where stages run."""

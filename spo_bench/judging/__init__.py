@@ -1,1 +1,1 @@
-"""TODO"""
+"""Pairwise judges: who gave the better answer."""

@@ -1,1 +1,1 @@
-"""TODO"""
+"""The spec file, its expansion into cells, and the plan of stages with their keys."""

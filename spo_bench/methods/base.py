@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from torch import Tensor
+if TYPE_CHECKING:  # declarations are read by commands that never compute a loss, and torch takes seconds to import
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -46,10 +47,34 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Default:
-    """A hyperparameter's default value and where it comes from."""
+    """A hyperparameter's default, where it comes from, and the values it may have.
+
+    Attributes:
+        value: the default; its type (float, int, bool or str) is the type of the hyperparameter.
+        source: who uses this default.
+        above, below: exclusive bounds of a number; None: no bound.
+        at_least, at_most: inclusive bounds of a number; None: no bound.
+        choices: the allowed words of a str.
+    """
 
     value: Any
     source: str
+    above: float | None = None
+    below: float | None = None
+    at_least: float | None = None
+    at_most: float | None = None
+    choices: tuple[str, ...] = ()
+
+    def rule(self) -> str:
+        """Say in words which values are allowed."""
+        if self.choices:
+            return "one of " + ", ".join(self.choices)
+        if isinstance(self.value, bool):
+            return "true or false"
+        bounds = [("above", self.above), ("at least", self.at_least), ("below", self.below), ("at most", self.at_most)]
+        kind = {int: "a whole number", float: "a finite number", str: "a text"}[type(self.value)]
+        limits = " and ".join(f"{word} {bound:g}" for word, bound in bounds if bound is not None)
+        return f"{kind} {limits}".rstrip()
 
 
 Hyperparameters = Mapping[str, Any]
@@ -71,7 +96,7 @@ class Method:
         batch_coupled: whether one pair's loss depends on the other pairs of the batch.
         defaults: hyperparameter -> default with source.
         at_start: hyperparameters -> the loss when policy and reference agree, where that is a constant; else None.
-        check: raises ValueError for hyperparameter values that make no sense.
+        check: raises ValueError for hyperparameter values that make no sense together (``Default`` bounds each alone).
         formula, reference, traps: shown by ``spo-bench methods show``.
     """
 
@@ -90,6 +115,13 @@ class Method:
     at_start: Callable[[Hyperparameters], float] | None = None
     check: Callable[[Hyperparameters], None] | None = None
     traps: tuple[str, ...] = field(default_factory=tuple)
+
+
+def log_sigmoid(z: Tensor) -> Tensor:
+    """Return log(1 / (1 + exp(-z))) without overflow, any shape."""
+    from torch.nn import functional
+
+    return functional.logsigmoid(z)
 
 
 def log_ratio_rewards(pairs: Pairs, hyper: Hyperparameters) -> tuple[Tensor, Tensor]:

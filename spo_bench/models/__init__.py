@@ -1,1 +1,1 @@
-"""TODO"""
+"""Policies, tokenizers, adapters and reward models."""

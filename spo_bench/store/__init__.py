@@ -1,1 +1,1 @@
-"""TODO"""
+"""Content-addressed artifacts, locks and provenance."""

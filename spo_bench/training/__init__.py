@@ -1,1 +1,1 @@
-"""TODO"""
+"""The bundled trainer: one loop for every method, over batches packed as token tries."""

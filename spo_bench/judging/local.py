@@ -1,0 +1,74 @@
+"""A judge that runs here: any causal language model, read by the log-probabilities of the verdict tokens, in both orders."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import exp
+from typing import Any
+
+import numpy as np
+
+from spo_bench.judging.verdict import Outcome, Question, Verdict
+from spo_bench.models.chat import render
+from spo_bench.models.numerics import Numerics
+from spo_bench.training.scoring import log_probs
+
+LETTERS = ("A", "B")
+CLOSING = "\n\nReply with the letter of the better answer, A or B, and nothing else."
+
+
+@dataclass(frozen=True)
+class LocalJudge:
+    """A language model asked which answer is better.
+
+    A verdict is P(A) / (P(A) + P(B)) for the next token; the two orders of presentation are averaged, so a judge that always
+    says "A" gives 0.5.
+
+    Attributes:
+        model, tokenizer: the judge.
+        template: instructions with the slots {prompt}, {a} and {b}.
+        numerics: device and type.
+        max_length: longer questions are invalid, since part of an answer would be hidden from the judge.
+        micro_tokens: token budget of one forward pass.
+        margin: scores nearer to 0.5 than this are a tie.
+    """
+
+    model: Any
+    tokenizer: Any
+    template: str
+    numerics: Numerics
+    max_length: int
+    micro_tokens: int = 4096
+    margin: float = 0.02
+
+    def compare(self, questions: Sequence[Question]) -> list[Verdict]:
+        """Return one verdict a question, in order."""
+        letters = [self.tokenizer(letter, add_special_tokens=False)["input_ids"][:1] for letter in LETTERS]
+        items, places = [], []
+        for number, question in enumerate(questions):
+            for a, b in ((question.a, question.b), (question.b, question.a)):
+                text = fill(self.template, prompt=question.prompt, a=a, b=b) + CLOSING
+                ids = render(self.tokenizer, [{"role": "user", "content": text}]).ids
+                if len(ids) < self.max_length:
+                    items.append((np.asarray(ids), [np.asarray(letter) for letter in letters]))
+                    places.append(number)
+        found: dict[int, list[float]] = {}
+        for number, (first, second) in zip(places, log_probs(self.model, items, self.numerics, self.micro_tokens), strict=True):
+            found.setdefault(number, []).append(1 / (1 + exp(min(float(second[0]) - float(first[0]), 700.0))))
+        return [self._verdict(question, found.get(number, [])) for number, question in enumerate(questions)]
+
+    def _verdict(self, question: Question, first_wins: Sequence[float]) -> Verdict:
+        """Average the orders: the probability that the answer shown first is better, of (a, b) and of (b, a)."""
+        if len(first_wins) < 2:
+            return Verdict(question.id, "invalid", None, (), f"the question is longer than {self.max_length} tokens")
+        score = (first_wins[0] + 1 - first_wins[1]) / 2
+        outcome: Outcome = "tie" if abs(score - 0.5) < self.margin else "a" if score > 0.5 else "b"
+        orders = [{"first": "a", "p_first": first_wins[0]}, {"first": "b", "p_first": first_wins[1]}]
+        return Verdict(question.id, outcome, score, orders)
+
+
+def fill(template: str, **slots: str) -> str:
+    """Fill named slots in one pass; braces anywhere else, in the template or in the text put in, are text."""
+    return re.sub(r"\{(" + "|".join(slots) + r")\}", lambda match: slots[match[1]], template)

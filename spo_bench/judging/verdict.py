@@ -1,0 +1,59 @@
+"""What a judge says of two answers to one prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, Protocol
+
+Outcome = Literal["a", "b", "tie", "invalid"]
+
+
+@dataclass(frozen=True)
+class Question:
+    """Two answers to one prompt; ``row`` is the task's record, for judges that know more than the text."""
+
+    id: str
+    prompt: str
+    a: str
+    b: str
+    row: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The verdict on one question.
+
+    Attributes:
+        id: of the question.
+        outcome: which answer is better; "invalid" where no verdict could be had.
+        score: 1 = a, 0 = b, 0.5 = tie, values between are a judge's probability of a; None = invalid.
+        orders: what was said in each order of presentation.
+        reason: why it is invalid.
+    """
+
+    id: str
+    outcome: Outcome
+    score: float | None
+    orders: Sequence[Mapping[str, Any]] = ()
+    reason: str | None = None
+
+    def record(self) -> dict[str, Any]:
+        """Return the verdict as JSON values."""
+        return asdict(self)
+
+
+class Judge(Protocol):
+    """Anything that compares answers."""
+
+    def compare(self, questions: Sequence[Question]) -> list[Verdict]:
+        """Return one verdict a question, in order."""
+        ...
+
+
+def by_value(question: Question, a: float, b: float) -> Verdict:
+    """Return the verdict of a judge that gives each answer a number."""
+    if a != a or b != b:
+        return Verdict(question.id, "invalid", None, [{"a": None, "b": None}], "an answer has no finite value")
+    score = 1.0 if a > b else 0.0 if b > a else 0.5
+    return Verdict(question.id, "a" if score == 1 else "b" if score == 0 else "tie", score, [{"a": a, "b": b}])

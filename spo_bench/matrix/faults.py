@@ -1,0 +1,100 @@
+"""From pydantic's errors to one InputError that says where, what was given, the rule and the remedy."""
+
+from __future__ import annotations
+
+import reprlib
+from collections.abc import Callable, Mapping
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticCustomError
+
+from spo_bench.errors import InputError, suggestion
+
+Path = tuple[str | int, ...]
+_SHOWN = 8  # faults named at once
+_REMEDY = "correct this key; `spo-bench presets show quick` prints a complete spec"
+
+
+def fault(given: str, rule: str, remedy: str = "", key: str = "") -> PydanticCustomError:
+    """Build an error to raise inside a validator; ``key`` is the field it is about, where the validator sees the whole model."""
+    return PydanticCustomError("spec_fault", "{given}", {"given": given, "rule": rule, "remedy": remedy, "key": key})
+
+
+def from_input_error(error: InputError) -> PydanticCustomError:
+    """Build the error to raise inside a validator from one that a lower room raised."""
+    return fault(error.given, error.rule, error.remedy)
+
+
+def dotted(path: Path) -> str:
+    """Write a path as in ``tasks[0].limit.train``."""
+    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
+    return text.removeprefix(".")
+
+
+def as_input_error(error: ValidationError, model: type[BaseModel], place: Callable[[Path], str]) -> InputError:
+    """Return one InputError for all faults; ``place`` gives file and line of a path."""
+    faults: dict[Path, tuple[str, str, str]] = {}
+    for item in error.errors(include_url=False):
+        path, owner, found = _locate(model, item["loc"], str(item["type"]))
+        context: Mapping[str, Any] = item.get("ctx", {})
+        if item["type"] == "spec_fault":
+            path += (context["key"],) if context["key"] else ()
+            entry = (context["given"], context["rule"], context["remedy"] or _REMEDY)
+        elif item["type"] == "extra_forbidden" and owner is not None:
+            entry = (
+                f"unknown key '{path[-1]}'",
+                "only the keys of this section are known",
+                suggestion(str(path[-1]), owner.model_fields),
+            )
+        elif item["type"] == "missing":
+            entry = (f"'{path[-1]}' is missing", _rule("it must be given", found), _REMEDY)
+        else:
+            text = item["msg"].replace("Input should", "it should").removeprefix("Value error, ")
+            entry = (f"given {reprlib.repr(item['input'])}", _rule(text, found), _REMEDY)
+        faults.setdefault(path, entry)
+    lines = [
+        (f"{place(path)}{f', {dotted(path)}' if path else ''}: {given}", rule, remedy)
+        for path, (given, rule, remedy) in faults.items()
+    ]
+    if len(lines) == 1:
+        return InputError(*lines[0])
+    listed = "\n".join(f"  - {given}\n    rule: {rule}\n    remedy: {remedy}" for given, rule, remedy in lines[:_SHOWN])
+    more = f"\n  and {len(lines) - _SHOWN} more" if len(lines) > _SHOWN else ""
+    return InputError(
+        f"{len(lines)} faults in {place(())}:\n{listed}{more}",
+        "every key is known and has a value it can take",
+        "correct these keys",
+    )
+
+
+def _rule(text: str, found: FieldInfo | None) -> str:
+    """Return the rule with what the field is for."""
+    return f"{text} ({found.description})" if found is not None and found.description else text
+
+
+def _locate(model: type[BaseModel], loc: Path, kind: str) -> tuple[Path, type[BaseModel] | None, FieldInfo | None]:
+    """Return pydantic's location without its union tags, the model its last key belongs to, and the field there."""
+    path: list[str | int] = []
+    owner: type[BaseModel] | None = model
+    here: type[BaseModel] | None = model  # the model whose keys come next
+    found: FieldInfo | None = None
+    for number, part in enumerate(loc):
+        if isinstance(part, int):
+            path.append(part)
+        elif here is not None and part in here.model_fields:
+            path.append(part)
+            owner, found = here, here.model_fields[part]
+            here = _model_in(found.annotation)
+        elif kind in ("extra_forbidden", "missing") and number == len(loc) - 1:
+            path.append(part)
+            owner, found = here, None
+    return tuple(path), owner, found
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    """Return the first pydantic model inside an annotation."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for arg in get_args(annotation) if (found := _model_in(arg)) is not None), None)

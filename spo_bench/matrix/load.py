@@ -1,0 +1,289 @@
+"""From a preset, a YAML file or a mapping to a checked spec."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from spo_bench.errors import InputError, suggestion, unknown
+from spo_bench.matrix.faults import as_input_error
+from spo_bench.matrix.spec import TRAINED, Spec
+from spo_bench.models.source import EMBEDDED
+from spo_bench.plugins import find_tasks
+
+PRESETS = Path(__file__).parent / "presets"
+DEFAULT = "quick"
+_KEEP = (EMBEDDED, TRAINED)  # names with a meaning of their own, never paths
+Marks = dict[tuple[str | int, ...], str]
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's safe loader, with the numbers of YAML 1.2: ``1e-6`` is a number, not text."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d[\d_]*\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
+)
+
+
+@dataclass
+class _Raw:
+    """What a file says, with the line of every key."""
+
+    value: dict[str, Any]
+    marks: Marks = field(default_factory=dict)
+
+
+def presets() -> dict[str, str]:
+    """Return the presets with the first line of their comment."""
+    return {path.stem: path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ") for path in sorted(PRESETS.glob("*.yaml"))}
+
+
+def preset_text(name: str) -> str:
+    """Return a preset as it is written; raises InputError with the nearest name."""
+    if name not in presets():
+        raise unknown("preset", name, presets())
+    return (PRESETS / f"{name}.yaml").read_text(encoding="utf-8")
+
+
+def load_spec(
+    source: str | Path | Mapping[str, Any] | Spec | None = None,
+    *,
+    methods: Iterable[str] = (),
+    tasks: Iterable[str] = (),
+    models: Iterable[str] = (),
+    seeds: Iterable[int] = (),
+    tasks_dirs: Iterable[str | Path] = (),
+) -> Spec:
+    """Return the spec of a preset's name, a YAML file or a mapping; None is the embedded default.
+
+    Args:
+        source: where it is. A preset's name comes before a file of that name without ending.
+        methods, tasks, models, seeds: see ``narrow``.
+        tasks_dirs: further folders of task plugins.
+
+    Raises:
+        InputError: all faults at once, each with file, line, key, what was given, the rule and the remedy.
+    """
+    if isinstance(source, Spec):
+        return narrow(source, methods=methods, tasks=tasks, models=models, seeds=seeds)
+    if isinstance(source, Mapping):
+        origin, raw = "the given mapping", _extended(_Raw(dict(source)), "the given mapping", Path.cwd(), ())
+        raw.value.setdefault("name", "spec")
+    else:
+        path = _find(DEFAULT if source is None else source)
+        origin, raw = _shown(path), _read(path, ())
+    directories = list(tasks_dirs)
+    context = {"tasks": find_tasks(directories), "directories": directories}
+    try:
+        spec = Spec.model_validate(raw.value, context=context)
+    except ValidationError as error:
+        raise as_input_error(error, Spec, lambda path: _place(raw.marks, path, origin)) from None
+    return narrow(spec, methods=methods, tasks=tasks, models=models, seeds=seeds)
+
+
+def narrow(
+    spec: Spec,
+    *,
+    methods: Iterable[str] = (),
+    tasks: Iterable[str] = (),
+    models: Iterable[str] = (),
+    seeds: Iterable[int] = (),
+) -> Spec:
+    """Return the part of a spec with these labels (or names, or model paths) and seeds; nothing given means all.
+
+    Raises:
+        InputError: something is asked for that the spec does not hold, with what is there.
+    """
+    place = f"spec '{spec.name}'"
+    return spec.model_copy(
+        update={
+            "methods": _selected("method", list(methods), spec.methods, lambda e: (e.label, e.name), place),
+            "tasks": _selected("task", list(tasks), spec.tasks, lambda e: (e.label, e.name), place),
+            "models": _selected("model", list(models), spec.models, lambda e: (e.label, e.path), place),
+            "seeds": _selected("seed", [str(seed) for seed in seeds], spec.seeds, lambda seed: (str(seed),), place),
+        }
+    )
+
+
+def _selected(kind: str, wanted: Sequence[str], entries: Sequence[Any], names: Any, place: str) -> tuple[Any, ...]:
+    """Return the entries one of whose names is wanted, in the spec's order."""
+    for name in wanted:
+        if not any(name in names(entry) for entry in entries):
+            raise unknown(kind, name, [names(entry)[0] for entry in entries], where=place)
+    return tuple(entry for entry in entries if not wanted or any(name in wanted for name in names(entry)))
+
+
+def _find(source: str | Path) -> Path:
+    """Return the file of a preset's name or a path."""
+    if isinstance(source, str) and source in presets():
+        return PRESETS / f"{source}.yaml"
+    path = Path(source).expanduser()
+    if path.is_file():
+        return path
+    if path.is_dir():
+        raise InputError(f"spec '{source}' is a folder", "a spec is a preset's name or a YAML file", "name the file")
+    near = sorted(p.name for p in path.parent.iterdir() if p.suffix in (".yaml", ".yml")) if path.parent.is_dir() else []
+    close = difflib.get_close_matches(path.name, near, n=1)
+    also = f"; did you mean the file '{path.parent / close[0]}'?" if close else ""
+    raise InputError(
+        f"spec '{source}' is neither a preset nor a file",
+        "a spec is a preset's name or a YAML file",
+        f"{suggestion(str(source), presets())}{also}",
+    )
+
+
+def _shown(path: Path) -> str:
+    return f"preset {path.stem}" if path.parent == PRESETS else str(path)
+
+
+def _read(path: Path, chain: tuple[Path, ...]) -> _Raw:
+    """Return what a file says, over what it extends."""
+    here = path.resolve()
+    if here in chain:
+        raise InputError(
+            f"{_shown(chain[-1])} extends {_shown(path)}, which leads back to itself",
+            "a spec cannot extend itself: " + " > ".join(_shown(p) for p in (*chain[chain.index(here) :], here)),
+            "break the circle",
+        )
+    raw = parse_yaml(path)
+    if "name" not in raw.value:
+        raw.value["name"] = re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).lstrip("._-") or "spec"
+    return _extended(raw, _shown(path), path.parent, (*chain, here))
+
+
+def _extended(raw: _Raw, origin: str, folder: Path, chain: tuple[Path, ...]) -> _Raw:
+    """Lay what was read over what its key ``extends`` names; paths in it are meant from its own folder."""
+    value = _with_paths(raw.value, folder)
+    if "extends" not in value:
+        return _Raw(value, raw.marks)
+    place = _place(raw.marks, ("extends",), origin)
+    base = value.pop("extends")
+    if not isinstance(base, str):
+        raise InputError(f"{place}, extends: given {base!r}", "extends is one preset's name or one file", "give a name")
+    beside = folder / Path(base).expanduser()
+    try:
+        found = beside if base not in presets() and beside.is_file() else _find(base)
+    except InputError as error:
+        raise InputError(
+            f"{place}, extends: {error.given}", "extends is a preset's name or a file, from this file's folder", error.remedy
+        ) from None
+    below = _read(found, chain)
+    return _Raw(_merged(below.value, value), {**below.marks, **raw.marks})
+
+
+def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay one mapping over another: mappings merge, everything else is replaced."""
+    result = dict(below)
+    for key, value in above.items():
+        under = result.get(key)
+        # A judge of another backend has nothing in common with the one below.
+        fresh = key == "judge" and isinstance(value, Mapping) and "backend" in value
+        merge = isinstance(under, Mapping) and isinstance(value, Mapping) and not fresh
+        result[key] = _merged(under or {}, value) if merge else value
+    return result
+
+
+def parse_yaml(path: Path) -> _Raw:
+    """Return a YAML file's mapping and the line of every key.
+
+    Raises:
+        InputError: it cannot be read, is not UTF-8, not YAML (with line and column), empty, no mapping, or has a key twice.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read ({error})", "a spec is a UTF-8 text file", "check the file") from error
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        marks: Marks = {}
+        _mark(node, (), _shown(path), marks, set())
+        value = loader.construct_document(node) if node is not None else None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        at = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise InputError(
+            f"{_shown(path)}{at}: {error.problem or error.context}", "a spec is YAML", "correct the line; indent with spaces"
+        ) from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise InputError(f"{_shown(path)}: {error}", "a spec is YAML", "correct the file") from error
+    finally:
+        loader.dispose()
+    if not isinstance(value, dict):
+        what = "is empty" if value is None else f"holds a {type(value).__name__}"
+        raise InputError(f"{_shown(path)} {what}", "a spec is a mapping of keys to values", "see `spo-bench presets show quick`")
+    return _Raw({str(key): item for key, item in value.items()}, marks)
+
+
+def _mark(node: yaml.Node | None, path: tuple[str | int, ...], name: str, marks: Marks, seen: set[int]) -> None:
+    """Note the line of every key and item, and refuse a key that stands twice in one mapping."""
+    if node is None or id(node) in seen:
+        return
+    seen.add(id(node))
+    if isinstance(node, yaml.SequenceNode):
+        for place, item in enumerate(node.value):
+            marks[(*path, place)] = f"{name}, line {item.start_mark.line + 1}"
+            _mark(item, (*path, place), name, marks, seen)
+    elif isinstance(node, yaml.MappingNode):
+        keys: dict[str, int] = {}
+        for key, item in node.value:
+            line = key.start_mark.line + 1
+            if key.value in keys and isinstance(key, yaml.ScalarNode):
+                raise InputError(
+                    f"{name}, line {line}: key '{key.value}' again, first in line {keys[key.value]}",
+                    "a key stands once in a mapping",
+                    "remove one of them",
+                )
+            if isinstance(key, yaml.ScalarNode):
+                keys[key.value] = line
+                marks[(*path, key.value)] = f"{name}, line {line}"
+                _mark(item, (*path, key.value), name, marks, seen)
+
+
+def _place(marks: Marks, path: tuple[str | int, ...], origin: str) -> str:
+    """Return file and line of the longest part of a path that stands in a file."""
+    return next((marks[path[:end]] for end in range(len(path), 0, -1) if path[:end] in marks), origin)
+
+
+def _with_paths(raw: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Return a spec's mapping with its relative local paths made absolute where something is there."""
+    value = dict(raw)
+
+    def listed(key: str, change: Any) -> None:
+        if isinstance(value.get(key), list | tuple):
+            value[key] = [change(item) for item in value[key]]
+
+    def inside(item: Any, *keys: str) -> Any:
+        if not isinstance(item, Mapping):
+            return item
+        return {**item, **{key: _local(item[key], folder) for key in keys if key in item}}
+
+    listed("models", lambda item: _local(item, folder) if isinstance(item, str) else inside(item, "path", "adapter"))
+    listed("tasks", lambda item: inside(item, "data"))
+    listed("rewards", lambda item: _local(item, folder))
+    judge = value.get("judge")
+    if isinstance(judge, str) and judge.startswith(("reward:", "local:")):
+        backend, _, model = judge.partition(":")
+        value["judge"] = f"{backend}:{_local(model, folder)}"
+    elif isinstance(judge, Mapping) and judge.get("backend") in ("reward", "local"):
+        value["judge"] = inside(judge, "model")
+    return value
+
+
+def _local(name: Any, folder: Path) -> Any:
+    """Return the absolute path of what a name is in the spec's folder, else in the working directory, else the name itself."""
+    if not isinstance(name, str) or not name or name in _KEEP:
+        return name
+    for base in (folder, Path.cwd()):
+        path = base / Path(name).expanduser()
+        if path.exists():
+            return str(path.resolve())
+    return name

@@ -1,0 +1,171 @@
+"""The sections of a spec that say under which conditions a matrix is run. Unknown keys are faults, values do not change."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from spo_bench.matrix.faults import fault
+
+Count = Annotated[int, Field(strict=True, ge=1)]
+Natural = Annotated[int, Field(strict=True, ge=0)]
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Rate = Annotated[Number, Field(gt=0, le=1)]
+Share = Annotated[Number, Field(ge=0, le=1)]
+Weight = Annotated[Number, Field(ge=0)]
+Flag = Annotated[bool, Field(strict=True)]
+Text = Annotated[str, Field(min_length=1)]
+Dtype = Literal["auto", "float32", "bfloat16"]
+Schedule = Literal["cosine", "constant", "linear"]
+
+
+class Section(BaseModel):
+    """A part of the spec: unknown keys are faults, values do not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def once(items: Sequence[Any], names: Sequence[str], remedy: str) -> None:
+    """Refuse a list that holds something twice."""
+    for place, name in enumerate(names):
+        if name in names[:place]:
+            raise fault(f"'{name}' is listed twice", "everything in this list is there once", remedy)
+
+
+class Lora(Section):
+    """A low-rank adapter that is trained in place of the full weights."""
+
+    rank: Count = Field(16, description="rank of the update")
+    alpha: Annotated[Number, Field(gt=0)] = Field(32.0, description="scale: the update is multiplied by alpha / rank")
+    dropout: Annotated[Number, Field(ge=0, lt=1)] = Field(0.0, description="dropout before the adapter")
+    target_modules: Annotated[tuple[Text, ...], Field(min_length=1)] | Literal["all-linear"] = Field(
+        "all-linear", description="names of the modules that get an adapter, or all-linear"
+    )
+
+
+class TrainSpec(Section):
+    """Preference training."""
+
+    batch_size: Count = Field(32, description="pairs an optimizer step")
+    learning_rate: Rate = Field(1e-6, description="peak learning rate")
+    epochs: Annotated[Number, Field(gt=0)] = Field(1.0, description="passes over the training pairs")
+    max_steps: Count | None = Field(None, description="optimizer steps; set, it decides the length in place of epochs")
+    max_length: Count = Field(1024, description="tokens of prompt and completion together")
+    micro_tokens: Count | None = Field(None, description="token budget of one forward pass; null: what memory allows")
+    lora: Lora | None = Field(None, description="train an adapter; null: the full weights")
+    dtype: Dtype = Field("auto", description="compute type; auto: bfloat16 where the device has it, else float32")
+    packing: Literal["trie", "separate"] = Field(
+        "trie", description="shared prefixes once, or each sequence alone (the reference)"
+    )
+    warmup: Annotated[Number, Field(ge=0, lt=1)] = Field(0.1, description="share of the steps with a rising learning rate")
+    schedule: Schedule = Field("cosine", description="learning rate after the warm-up")
+    weight_decay: Weight = Field(0.0, description="decoupled weight decay")
+    clip: Annotated[Number, Field(gt=0)] = Field(1.0, description="largest gradient norm")
+    gradient_checkpointing: Flag = Field(False, description="compute activations twice to hold fewer")
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        _check_length(self)
+        return self
+
+
+class SftSpec(Section):
+    """Supervised fine-tuning on the demonstrations of all tasks, before anything else; every other setting is train's."""
+
+    steps: Natural = Field(0, description="optimizer steps; 0: the model is the SFT policy already")
+    batch_size: Count = Field(32, description="demonstrations an optimizer step")
+    learning_rate: Rate = Field(2e-5, description="peak learning rate")
+    warmup: Annotated[Number, Field(ge=0, lt=1)] = Field(0.1, description="share of the steps with a rising learning rate")
+
+
+class RewardTraining(Section):
+    """How the reward model `trained` is fitted to held-out pairs; every other setting is train's."""
+
+    batch_size: Count = Field(32, description="pairs an optimizer step")
+    learning_rate: Rate = Field(1e-5, description="peak learning rate")
+    epochs: Annotated[Number, Field(gt=0)] = Field(1.0, description="passes over the held-out pairs")
+    max_steps: Count | None = Field(None, description="optimizer steps; set, it decides the length in place of epochs")
+    warmup: Annotated[Number, Field(ge=0, lt=1)] = Field(0.1, description="share of the steps with a rising learning rate")
+    schedule: Schedule = Field("cosine", description="learning rate after the warm-up")
+    weight_decay: Weight = Field(0.0, description="decoupled weight decay")
+    clip: Annotated[Number, Field(gt=0)] = Field(1.0, description="largest gradient norm")
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        _check_length(self)
+        return self
+
+
+def _check_length(section: TrainSpec | RewardTraining) -> None:
+    """Refuse a length given both in epochs and in steps, of which one would be ignored."""
+    if section.max_steps is not None and section.epochs != type(section).model_fields["epochs"].default:
+        raise fault(
+            f"both epochs {section.epochs:g} and max_steps {section.max_steps}",
+            "max_steps decides the length in place of epochs",
+            "leave epochs out, or set max_steps: null",
+        )
+
+
+class GenerateSpec(Section):
+    """How answers are sampled."""
+
+    max_new_tokens: Count = Field(256, description="longest answer, tokens")
+    temperature: Weight = Field(0.7, description="0: greedy")
+    top_p: Rate = Field(1.0, description="sample from the most probable tokens that hold this share of the probability")
+    batch_size: Count = Field(32, description="prompts answered at once")
+
+
+class JudgeSpec(Section):
+    """Who says which of two answers is better."""
+
+    backend: Literal["gold", "reward", "local", "openai"] = Field(
+        description="gold: known reward of controlled tasks; reward: reward model; local: language model; openai: endpoint"
+    )
+    model: Text | None = Field(None, description="reward model (or `trained`), local model, or the endpoint's model name")
+    base_url: Text | None = Field(None, description="address of an OpenAI-compatible endpoint; null: OpenAI's")
+    api_key_env: Text = Field("OPENAI_API_KEY", description="environment variable that holds the key")
+    max_cost: Weight | None = Field(None, description="most US dollars the judge may cost; judging stops there")
+    price_input: Weight | None = Field(None, description="US dollars a million prompt tokens; null: the known price, if any")
+    price_output: Weight | None = Field(None, description="US dollars a million completion tokens; null: the known price, if any")
+    max_tokens: Count = Field(512, description="longest reply of the endpoint, tokens")
+    temperature: Weight = Field(0.0, description="sampling temperature of the endpoint")
+    concurrency: Count = Field(8, description="requests under way at once")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_form(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        backend, colon, model = value.partition(":")
+        if value != "gold" and not (backend in ("reward", "local") and model):
+            raise fault(f"judge '{value}'", "a judge is gold, reward:MODEL, local:MODEL, or a mapping with backend: openai", "")
+        return {"backend": backend, "model": model} if colon else {"backend": backend}
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if (self.model is None) != (self.backend == "gold"):
+            rule = "the judge gold has no model" if self.backend == "gold" else f"the judge {self.backend} needs a model"
+            raise fault(f"backend {self.backend} with model {self.model}", rule)
+        extra = sorted(self.model_fields_set - {"backend", "model"})
+        if self.backend != "openai" and any(getattr(self, key) != type(self).model_fields[key].default for key in extra):
+            raise fault(
+                f"{', '.join(extra)} for the judge {self.backend}", "only the backend openai has these keys", "leave them out"
+            )
+        return self
+
+    def __str__(self) -> str:
+        return self.backend if self.model is None else f"{self.backend}:{self.model}"
+
+
+class DataAxes(Section):
+    """Changes of the training data that the matrix is crossed with."""
+
+    fraction: Annotated[tuple[Rate, ...], Field(min_length=1)] = Field((1.0,), description="shares of the training pairs; nested")
+
+    @field_validator("fraction")
+    @classmethod
+    def _fractions_once(cls, fractions: tuple[float, ...]) -> tuple[float, ...]:
+        once(fractions, [f"{value:g}" for value in fractions], "list each fraction once")
+        return fractions

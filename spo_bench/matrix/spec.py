@@ -1,0 +1,329 @@
+"""The spec: what a matrix is made of, as typed sections that refuse what they do not know."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import (
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_serializer,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
+
+from spo_bench.errors import InputError, suggestion
+from spo_bench.matrix.faults import as_input_error, fault, from_input_error
+from spo_bench.matrix.sections import (
+    Count,
+    DataAxes,
+    Dtype,
+    Flag,
+    GenerateSpec,
+    JudgeSpec,
+    Lora,
+    Natural,
+    RewardTraining,
+    Section,
+    SftSpec,
+    Share,
+    Text,
+    TrainSpec,
+    once,
+)
+from spo_bench.methods import SFT, resolve
+from spo_bench.models.source import EMBEDDED
+from spo_bench.plugins import TaskPlugin, check_data, find_tasks, unknown_task
+from spo_bench.spo.settings import SpoSettings
+
+TRAINED = "trained"  # the reward model that is trained inside the matrix
+__all__ = [
+    "TRAINED",
+    "DataAxes",
+    "GenerateSpec",
+    "JudgeSpec",
+    "Lora",
+    "MethodSpec",
+    "ModelSpec",
+    "RewardTraining",
+    "SftSpec",
+    "Spec",
+    "TaskSpec",
+    "TrainSpec",
+]
+
+
+def _named(value: Any, key: str) -> Any:
+    """Return a mapping for an entry that was given as its name alone."""
+    return {key: value} if isinstance(value, str) else dict(value) if isinstance(value, Mapping) else value
+
+
+class ModelSpec(Section):
+    """A model whose policies are trained."""
+
+    path: Text = Field(description="hub id, local directory, or `embedded` (the built-in tiny model)")
+    dtype: Dtype = Field("auto", description="compute type of this model; auto: what train.dtype says")
+    adapter: Text | None = Field(None, description="directory or hub id of a peft adapter that is merged in first")
+    revision: Text | None = Field(None, description="branch, tag or commit of a hub model")
+    trust_remote_code: Flag = Field(False, description="whether code that comes with the model may run")
+    label: Text = Field(description="name in tables and for --model; default: the hub id, or the directory's name")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_form(cls, value: Any) -> Any:
+        value = _named(value, "path")
+        if isinstance(value, dict) and isinstance(path := value.get("path"), str):
+            local = path.startswith((".", "~")) or Path(path).is_absolute()
+            value.setdefault("label", Path(path).name if local else path)
+        return value
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.path == EMBEDDED and (self.adapter or self.revision or self.trust_remote_code):
+            raise fault(
+                "adapter, revision or trust_remote_code with the embedded model",
+                "it is built from the package alone",
+                "leave them out",
+            )
+        if self.revision and Path(self.path).is_absolute():
+            raise fault(
+                f"revision '{self.revision}' of a local directory", "only hub models have revisions", "leave it out", "revision"
+            )
+        return self
+
+
+class Limit(Section):
+    """How many rows of each split are used; null: all."""
+
+    train: Count | None = Field(None, description="pairs that policies are trained on")
+    eval: Count | None = Field(None, description="pairs whose prompts are answered and scored")
+    heldout: Natural | None = Field(None, description="pairs for a `trained` reward model")
+    sft: Natural | None = Field(None, description="demonstrations for supervised fine-tuning")
+
+
+class TaskSpec(Section):
+    """A task and its data."""
+
+    name: Text = Field(description="name of a task (`spo-bench tasks`)")
+    data: Text | None = Field(
+        None, description="local .jsonl, .jsonl.gz, .json or .parquet file, or hub id ORG/NAME[:CONFIG][@REVISION]"
+    )
+    limit: Limit = Field(Limit(), description="rows used of each split")
+    max_dropped: Share = Field(0.02, description="share of rows that may be unusable before the run is refused")
+    metrics: tuple[Annotated[str, Field(pattern=r"^(rouge_l|evaluate:.+)$")], ...] = Field(
+        (), description="metrics beside the task's own: rouge_l, or evaluate:NAME"
+    )
+    label: Text = Field(description="name in tables and for --task; default: the task's name")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_form(cls, value: Any) -> Any:
+        value = _named(value, "name")
+        if isinstance(value, dict) and isinstance(value.get("name"), str):
+            value.setdefault("label", value["name"])
+        return value
+
+    @field_validator("metrics")
+    @classmethod
+    def _metrics_once(cls, metrics: tuple[str, ...]) -> tuple[str, ...]:
+        once(metrics, metrics, "list each metric once")
+        return metrics
+
+    @model_validator(mode="after")
+    def _exists(self, info: ValidationInfo) -> Self:
+        context = info.context or {}
+        tasks: Mapping[str, TaskPlugin] = context["tasks"] if "tasks" in context else find_tasks()
+        if self.name not in tasks:
+            raise from_input_error(unknown_task(self.name, context.get("directories", ())))
+        try:
+            check_data(tasks[self.name], self.data)
+        except InputError as error:
+            raise from_input_error(error) from error
+        return self
+
+
+# What a method may set for itself. Everything else decides what all methods share: the rows, the reference, the numbers' type.
+PER_METHOD = ("learning_rate", "epochs", "max_steps", "batch_size", "warmup", "schedule", "weight_decay", "clip")
+
+
+class MethodSpec(Section):
+    """A method with all its hyperparameters, and what its training does differently."""
+
+    name: Text = Field(description="name of a method (`spo-bench methods`)")
+    hyperparameters: dict[str, Any] = Field(description="all of them; written beside the name, defaults filled in")
+    train: dict[str, Any] = Field({}, description=f"what it replaces in the section train: {', '.join(PER_METHOD)}")
+    label: str = Field(
+        "", description="name in tables and for --method; default: the name, and what tells entries of one name apart"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _flat_form(cls, value: Any) -> Any:
+        value = _named(value, "name")
+        if not isinstance(value, dict) or not isinstance(name := value.get("name"), str):
+            return value
+        if name == SFT:
+            raise fault(
+                "'sft' listed as a method",
+                "the SFT policy is always a row of its own, because every method is compared with it",
+                "leave it out",
+            )
+        own = {key: value[key] for key in ("name", "train", "label") if key in value}
+        try:
+            return {**own, "hyperparameters": resolve(name, {str(k): v for k, v in value.items() if k not in own})}
+        except InputError as error:
+            raise from_input_error(error) from error
+
+    @field_validator("train", mode="before")
+    @classmethod
+    def _own_training(cls, given: Any) -> dict[str, Any]:
+        if not isinstance(given, Mapping):
+            raise fault(
+                f"given {given!r}", "a mapping of keys of the section train", f"for example train: {{{PER_METHOD[0]}: 1e-6}}"
+            )
+        for key in given:
+            if key in TrainSpec.model_fields and key not in PER_METHOD:
+                rule = "methods share rows, reference and numerics; one may set " + ", ".join(PER_METHOD)
+                raise fault(f"'{key}' for one method", rule, "set it in the section train")
+            if key not in PER_METHOD:
+                raise fault(f"unknown key '{key}'", "only keys of the section train are known", suggestion(str(key), PER_METHOD))
+        try:
+            checked = TrainSpec.model_validate(given)
+        except ValidationError as error:
+            raise from_input_error(as_input_error(error, TrainSpec, lambda path: "of this method")) from error
+        own = {key: getattr(checked, key) for key in given}
+        # Its own number of epochs sets aside a number of steps meant for all.
+        return {**own, "max_steps": None} if "epochs" in own and "max_steps" not in own else own
+
+    @model_serializer
+    def _as_written(self) -> dict[str, Any]:
+        train = {"train": dict(self.train)} if self.train else {}
+        return {"name": self.name, **self.hyperparameters, **train, "label": self.label}
+
+
+def label_methods(entries: Sequence[MethodSpec]) -> tuple[MethodSpec, ...]:
+    """Give every entry without a label its method's name, with the values that differ from the default where they tell
+    entries of one name apart.
+    """
+    labelled = []
+    for entry in entries:
+        settings = [{**other.hyperparameters, **other.train} for other in entries if other.name == entry.name]
+        default, own = resolve(entry.name), {**entry.hyperparameters, **entry.train}
+        telling = [key for key in own if any(other.get(key) != own[key] for other in settings) and own[key] != default.get(key)]
+        shown = ", ".join(f"{key}={own[key]:g}" if isinstance(own[key], float) else f"{key}={own[key]}" for key in telling)
+        labelled.append(
+            entry if entry.label else entry.model_copy(update={"label": f"{entry.name}({shown})" if shown else entry.name})
+        )
+    return tuple(labelled)
+
+
+class Spec(Section):
+    """A matrix: models x tasks x methods x SPO x seeds (x data axes), and the conditions all its cells share."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = Field(
+        description="name of the matrix; letters, digits, dots, dashes, underscores; default: the file's name"
+    )
+    models: Annotated[tuple[ModelSpec, ...], Field(min_length=1)] = Field(description="models whose policies are trained")
+    tasks: Annotated[tuple[TaskSpec, ...], Field(min_length=1)] = Field(description="tasks they are trained and evaluated on")
+    methods: Annotated[tuple[MethodSpec, ...], Field(min_length=1)] = Field(description="preference methods")
+    spo: Annotated[tuple[SpoSettings | None, ...], Field(min_length=1)] = Field(
+        (None, SpoSettings()), description="false: the baseline; true or a mapping of settings: its SPO twin"
+    )
+    seeds: Annotated[tuple[Natural, ...], Field(min_length=1)] = Field((0,), description="seeds of training and sampling")
+    sft: SftSpec = Field(SftSpec(), description="supervised fine-tuning")
+    train: TrainSpec = Field(TrainSpec(), description="preference training")
+    generate: GenerateSpec = Field(GenerateSpec(), description="how answers are sampled")
+    rewards: tuple[Text, ...] = Field((), description=f"reward models that score answers: hub ids, directories, or `{TRAINED}`")
+    reward_training: RewardTraining = Field(RewardTraining(), description=f"how the reward model `{TRAINED}` is fitted")
+    judge: JudgeSpec | None = Field(
+        None,
+        description="who compares two answers; null: the known reward of controlled tasks, else the first of rewards, if any",
+    )
+    data_axes: DataAxes = Field(DataAxes(), description="changes of the training data to cross the matrix with")
+
+    @field_validator("spo", mode="before")
+    @classmethod
+    def _spo_forms(cls, value: Any) -> Any:
+        if not isinstance(value, list | tuple):
+            return value
+        for place, item in enumerate(value):
+            if not isinstance(item, bool | Mapping | SpoSettings):
+                raise fault(
+                    f"item {place} is {item!r}",
+                    "each item is false, true, or a mapping of SPO settings",
+                    "for example spo: [false, true]",
+                )
+        return [None if item is False else {} if item is True else item for item in value]
+
+    @field_serializer("spo")
+    def _spo_as_written(self, spo: tuple[SpoSettings | None, ...]) -> list[Any]:
+        return [False if item is None else item.model_dump(mode="json") for item in spo]
+
+    @field_validator("models", "tasks", "seeds", "rewards", "spo")
+    @classmethod
+    def _listed_once(cls, items: tuple[Any, ...]) -> tuple[Any, ...]:
+        names = [
+            item.label if isinstance(item, ModelSpec | TaskSpec) else _spo_name(item) if _is_spo(item) else str(item)
+            for item in items
+        ]
+        once(items, names, "remove one, or give entries that differ a `label` each")
+        return items
+
+    @field_validator("methods")
+    @classmethod
+    def _methods_labelled(cls, methods: tuple[MethodSpec, ...]) -> tuple[MethodSpec, ...]:
+        methods = label_methods(methods)
+        once(methods, [entry.label for entry in methods], "remove one, or give entries that differ a `label` each")
+        return methods
+
+    @model_validator(mode="after")
+    def _parts_fit(self, info: ValidationInfo) -> Self:
+        context = info.context or {}
+        tasks: Mapping[str, TaskPlugin] = context["tasks"] if "tasks" in context else find_tasks()
+        classes = {entry.label: tasks[entry.name].cls for entry in self.tasks}
+        if (
+            self.judge is not None
+            and self.judge.backend == "gold"
+            and (other := [name for name, cls in classes.items() if not cls.controlled])
+        ):
+            raise fault(
+                f"judge gold with {', '.join(other)}",
+                "only controlled tasks have a known reward",
+                "choose another judge, or null",
+                "judge",
+            )
+        if not self.rewards and (needy := [name for name, cls in classes.items() if getattr(cls, "needs_rewards", False)]):
+            raise fault(
+                f"no reward model for {', '.join(needy)}",
+                "this task is evaluated with reward models",
+                f"for example rewards: [{TRAINED}]",
+                "rewards",
+            )
+        bare = [entry.label for entry in self.tasks if entry.limit.heldout == 0]
+        if bare and self.trains_reward_model:
+            raise fault(
+                f"reward model '{TRAINED}' with limit.heldout 0 for {', '.join(bare)}",
+                "it is trained on held-out pairs",
+                "raise limit.heldout",
+                "rewards",
+            )
+        return self
+
+    @property
+    def trains_reward_model(self) -> bool:
+        """Whether a reward model is trained inside the matrix, for scores or as the judge."""
+        return TRAINED in self.rewards or (
+            self.judge is not None and self.judge.backend == "reward" and self.judge.model == TRAINED
+        )
+
+
+def _is_spo(item: Any) -> bool:
+    return item is None or isinstance(item, SpoSettings)
+
+
+def _spo_name(item: SpoSettings | None) -> str:
+    return "false" if item is None else item.label()

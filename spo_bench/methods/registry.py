@@ -1,0 +1,156 @@
+"""Which methods there are, and their hyperparameters with defaults filled in and checked.
+
+A method is a module of this package that defines ``METHOD``, or an entry point of the group ``spo_bench.methods`` that loads
+to a ``Method``. To add one, add one file.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import math
+import pkgutil
+import re
+import traceback
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from typing import Any
+
+from spo_bench.errors import InputError, unknown
+from spo_bench.methods.base import Default, Method
+
+GROUP = "spo_bench.methods"
+SFT = "sft"  # the name of the row without preference training; no method may take it
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
+
+
+@dataclass(frozen=True)
+class Registry:
+    """What discovery found.
+
+    Attributes:
+        methods: name -> declaration, sorted by name.
+        origins: name -> module or entry point it comes from.
+        broken: entry point that could not be loaded -> traceback.
+    """
+
+    methods: Mapping[str, Method]
+    origins: Mapping[str, str]
+    broken: Mapping[str, str]
+
+
+def _built_in() -> Iterator[tuple[str, Any]]:
+    """Yield (module name, METHOD) of every module of this package that declares one."""
+    package = __name__.rpartition(".")[0]
+    path = importlib.import_module(package).__path__
+    for module in sorted(pkgutil.iter_modules(path), key=lambda found: found.name):
+        name = f"{package}.{module.name}"
+        declared = getattr(importlib.import_module(name), "METHOD", None)
+        if declared is not None:
+            yield name, declared
+
+
+@functools.cache
+def discover() -> Registry:
+    """Find every method, once a process.
+
+    A broken entry point is recorded and does not stop the others. Raises InputError for two methods with one name, and for
+    something declared as a method that is none.
+    """
+    found: list[tuple[str, Any]] = list(_built_in())
+    broken: dict[str, str] = {}
+    for point in sorted(entry_points(group=GROUP), key=lambda point: (point.name, point.value)):
+        origin = f"entry point {point.name} = {point.value}"
+        try:
+            found.append((origin, point.load()))
+        except Exception:  # noqa: BLE001 - whatever a third party's module raises is reported under its name
+            broken[origin] = traceback.format_exc()
+    methods: dict[str, Method] = {}
+    origins: dict[str, str] = {}
+    for origin, method in found:
+        if not isinstance(method, Method):
+            raise InputError(
+                f"{origin} gives a {type(method).__name__}, not a method",
+                "a method is an instance of spo_bench.methods.Method",
+                "make it one, or uninstall the plugin",
+            )
+        if method.name == SFT or not _NAME.fullmatch(method.name):
+            raise InputError(
+                f"method name '{method.name}' in {origin}",
+                f"a name has lower-case letters, digits and underscores, and is not '{SFT}' (the row without training)",
+                "rename the method",
+            )
+        if method.name in methods:
+            raise InputError(
+                f"two methods are named '{method.name}': {origins[method.name]} and {origin}",
+                "a method's name is unique",
+                "rename one, or uninstall one of the plugins",
+            )
+        methods[method.name], origins[method.name] = method, origin
+    names = sorted(methods)
+    return Registry({name: methods[name] for name in names}, {name: origins[name] for name in names}, broken)
+
+
+def method_names() -> list[str]:
+    """Return the names of all methods, sorted."""
+    return list(discover().methods)
+
+
+def get_method(name: str) -> Method:
+    """Return the method of that name; raises InputError with the nearest name, and says which plugins are broken."""
+    found = discover()
+    if name in found.methods:
+        return found.methods[name]
+    error = unknown("method", name, found.methods)
+    if found.broken:
+        plugins = "\n".join(f"{origin} cannot be loaded:\n{text}" for origin, text in found.broken.items())
+        error = InputError(error.given, error.rule, f"{error.remedy}\n{plugins}")
+    raise error
+
+
+def resolve(name: str, hyperparameters: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return all hyperparameters of a method: those given, checked, and defaults for the rest.
+
+    Raises InputError for an unknown method or hyperparameter, a wrong type, a value that is not finite or out of range.
+    """
+    method = get_method(name)
+    values = {key: default.value for key, default in method.defaults.items()}
+    for key, value in (hyperparameters or {}).items():
+        if key not in values:
+            raise unknown("hyperparameter", key, values, where=f"method {name}")
+        values[key] = _checked(name, key, value, method.defaults[key])
+    if method.check is not None:
+        try:
+            method.check(values)
+        except ValueError as error:
+            raise InputError(f"method {name} with {values}", str(error), f"see `spo-bench methods show {name}`") from error
+    return values
+
+
+def _checked(name: str, key: str, value: Any, default: Default) -> Any:
+    """Return a hyperparameter's value in its declared type, or raise InputError."""
+    wanted = type(default.value)
+    accepted = (int, float) if wanted is float else wanted
+    fine = isinstance(value, accepted) and (wanted is bool or not isinstance(value, bool))
+    if fine and wanted is float:
+        try:
+            value = float(value)
+        except OverflowError:
+            fine = False
+        else:
+            fine = math.isfinite(value)
+    if fine and wanted in (int, float):
+        fine = (
+            (default.above is None or value > default.above)
+            and (default.at_least is None or value >= default.at_least)
+            and (default.below is None or value < default.below)
+            and (default.at_most is None or value <= default.at_most)
+        )
+    if not fine or (default.choices and value not in default.choices):
+        raise InputError(
+            f"{key} = {value!r} of method {name}",
+            f"{key} is {default.rule()}",
+            f"give such a value, or leave {key} out for the default {default.value!r}",
+        )
+    return value

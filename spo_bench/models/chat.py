@@ -1,0 +1,45 @@
+"""One rendering path from messages to token ids, for training, generation and scoring alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+# For models without a chat template. The boundary falls after a line break, where tokenizers do not merge.
+PLAIN = {"system": "{}\n\n", "user": "User: {}\n\n", "assistant": "Assistant:\n{}\n\n", "reply": "Assistant:\n"}
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A rendered prompt: its text, and its token ids with exactly the special tokens the template asks for."""
+
+    text: str
+    ids: list[int]
+
+
+def render(tokenizer: Any, prompt: Sequence[Mapping[str, str]]) -> Rendered:
+    """Render chat messages up to the point where the assistant's answer begins.
+
+    With a chat template, the template decides about the beginning-of-text token; without one it is added once where the
+    tokenizer has it.
+    """
+    if tokenizer.chat_template:
+        text = tokenizer.apply_chat_template([dict(m) for m in prompt], add_generation_prompt=True, tokenize=False)
+    else:
+        text = "".join(PLAIN[m["role"]].format(m["content"]) for m in prompt) + PLAIN["reply"]
+        if tokenizer.bos_token and not text.startswith(tokenizer.bos_token):
+            text = tokenizer.bos_token + text
+    return Rendered(text, list(tokenizer(text, add_special_tokens=False)["input_ids"]))
+
+
+def completion_ids(tokenizer: Any, text: str) -> list[int]:
+    """Return the ids of an answer, tokenised on its own, closed by the end token."""
+    return [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+
+
+def plain_text(prompt: Sequence[Mapping[str, str]]) -> str:
+    """Return a prompt as text for a reader or a judge: a single user message as it is, a dialogue with its speakers."""
+    if len(prompt) == 1:
+        return prompt[0]["content"]
+    return "\n\n".join(f"{m['role'].capitalize()}: {m['content']}" for m in prompt)

@@ -1,0 +1,92 @@
+"""Load and save policies: full weights or a peft adapter, always as ordinary Hugging Face directories."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers.utils.logging import disable_progress_bar
+
+from spo_bench.errors import InputError
+from spo_bench.models.numerics import Numerics
+
+disable_progress_bar()  # a run shows its own
+
+
+def load_tokenizer(directory: Path) -> Any:
+    """Return the tokenizer of a model directory, with a padding token."""
+    tokenizer = AutoTokenizer.from_pretrained(str(directory))
+    if tokenizer.eos_token_id is None:
+        raise InputError(f"the tokenizer of '{directory}' has no end token", "answers must be able to stop", "set eos_token and save the tokenizer again")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token_id = tokenizer.eos_token_id
+    return tokenizer
+
+
+def load_policy(directory: Path, numerics: Numerics, base: Path | None = None, trust_remote_code: bool = False) -> Any:
+    """Load a causal language model for evaluation or as the start of training.
+
+    Args:
+        directory: full weights, or an adapter (then ``base`` says on what).
+        numerics: device, compute type, and the type the weights are held in.
+        base: directory of the weights an adapter sits on.
+        trust_remote_code: whether the model's own code may run.
+
+    Raises:
+        InputError: an adapter without its base weights.
+    """
+    adapter = (directory / "adapter_config.json").is_file()
+    if adapter and base is None:
+        raise InputError(f"'{directory}' is an adapter", "an adapter needs the weights it was trained on", "give its base model too")
+    model = AutoModelForCausalLM.from_pretrained(
+        str(base if adapter else directory), dtype=getattr(torch, numerics.held), attn_implementation="sdpa", trust_remote_code=trust_remote_code
+    )
+    if adapter:
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, str(directory)).merge_and_unload()
+    return model.to(numerics.device).eval()
+
+
+def add_lora(model: Any, settings: Mapping[str, Any], seed: int) -> Any:
+    """Wrap a frozen model with a trainable LoRA adapter in fp32.
+
+    Args:
+        model: the frozen base.
+        settings: rank, alpha, dropout, target_modules (names, or "all-linear").
+        seed: of the adapter's initialisation; the same for a baseline and its twin.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    targets = settings["target_modules"]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return get_peft_model(
+            model,
+            LoraConfig(
+                r=settings["rank"],
+                lora_alpha=settings["alpha"],
+                lora_dropout=settings["dropout"],
+                target_modules=targets if isinstance(targets, str) else list(targets),
+                task_type="CAUSAL_LM",
+            ),
+            autocast_adapter_dtype=True,
+        )
+
+
+def save_policy(model: Any, tokenizer: Any, directory: Path) -> None:
+    """Save full weights or the adapter, and the tokenizer, so that ``from_pretrained`` opens the directory."""
+    model.save_pretrained(str(directory), safe_serialization=True)
+    tokenizer.save_pretrained(str(directory))
+
+
+def stop_tokens(directory: Path, tokenizer: Any) -> list[int]:
+    """Return every token that ends an answer: the tokenizer's end token first, then the model's own list."""
+    stops = [int(tokenizer.eos_token_id)]
+    if (directory / "generation_config.json").is_file():
+        listed = GenerationConfig.from_pretrained(str(directory)).eos_token_id
+        stops += [] if listed is None else [listed] if isinstance(listed, int) else list(listed)
+    return list(dict.fromkeys(stops))

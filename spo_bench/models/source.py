@@ -1,0 +1,85 @@
+"""Where a model's files are, and what they are by content. No heavy import: planning uses this."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from spo_bench.errors import InputError
+from spo_bench.files import read_json
+from spo_bench.store.artifacts import HashCache
+
+EMBEDDED = "embedded"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "special_tokens_map.json", "chat_template.jinja")
+# Of tokenizer_config.json only what changes token ids: the file also records paths and library versions.
+TOKENIZER_KEYS = ("bos_token", "eos_token", "unk_token", "pad_token", "add_bos_token", "add_eos_token", "chat_template")
+
+
+def resolve(name: str, revision: str | None = None, offline: bool = False) -> Path:
+    """Return the local directory of a model: the directory itself, or a hub id's snapshot.
+
+    Raises:
+        InputError: nothing is there, or the hub cannot be reached.
+    """
+    local = Path(name).expanduser()
+    if local.is_dir():
+        if not (local / "config.json").is_file() and not (local / "adapter_config.json").is_file():
+            raise InputError(
+                f"model directory '{name}' holds no config.json",
+                "a model is an ordinary Hugging Face directory (config.json, tokenizer, *.safetensors)",
+                "give the directory that save_pretrained wrote",
+            )
+        return local
+    if name.startswith((".", "/", "~")) or name.count("/") > 1 or local.suffix:
+        raise InputError(f"model directory '{name}' is not there", "a path must exist", "check the path, or give a hub id such as org/name")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    # Weights as safetensors only: a pickle can run code.
+    patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns, local_files_only=offline or _hub_offline()))
+    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(
+            f"model '{name}' is neither a local directory nor could it be fetched from the hub ({reason})",
+            "a hub id needs a network and access, or an earlier download in the hub's cache",
+            "check the name and the connection; or download it elsewhere and give the directory's path",
+        ) from error
+
+
+def _hub_offline() -> bool:
+    return os.environ.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "yes", "on")
+
+
+def weights_identity(directory: Path, hashes: HashCache) -> Mapping[str, Any]:
+    """Return what a model's weights are by content: architecture file and every safetensors file.
+
+    Raises:
+        InputError: there are no safetensors weights.
+    """
+    weights = sorted(directory.glob("*.safetensors"))
+    if not weights:
+        raise InputError(
+            f"model directory '{directory}' holds no *.safetensors",
+            "weights are read as safetensors only, because other formats can run code when loaded",
+            "load the model once with transformers and call save_pretrained(directory)",
+        )
+    configs = [directory / name for name in ("config.json", "adapter_config.json") if (directory / name).is_file()]
+    return {path.name: hashes.hash(path) for path in [*configs, *weights]}
+
+
+def tokenizer_identity(directory: Path, hashes: HashCache) -> Mapping[str, Any]:
+    """Return what a tokenizer is by content, its chat template included.
+
+    Raises:
+        InputError: there is no tokenizer in the directory.
+    """
+    found = {name: hashes.hash(directory / name) for name in TOKENIZER_FILES if (directory / name).is_file()}
+    settings = directory / "tokenizer_config.json"
+    if not found:
+        raise InputError(f"'{directory}' holds no tokenizer", "a model directory brings its own tokenizer", "save it there with tokenizer.save_pretrained")
+    config = read_json(settings) if settings.is_file() else {}
+    return {"files": found, "config": {key: config[key] for key in TOKENIZER_KEYS if key in config}}

@@ -1,0 +1,82 @@
+"""Tables of what was read and what was judged: rows kept and dropped, answers cut off, verdicts that were none."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from .render import Column, Entry, Table, number
+from .results import Cell, Results, short_model
+
+_SPLITS = ("sft", "train", "heldout", "eval")
+
+
+def data(results: Results) -> Table:
+    """Return the data audit: per model, task and split, the rows read, kept and dropped, and what was cut."""
+    audits: Mapping[str, Mapping[str, Any]] = results.run.get("audits") or {}
+    found = []
+    for place, audit in audits.items():
+        model, _, task = place.rpartition("/")
+        splits = [name for name in audit if isinstance(audit[name], Mapping)]
+        splits.sort(key=lambda name: _SPLITS.index(name) if name in _SPLITS else len(_SPLITS))
+        found += [(model, task, name, audit[name]) for name in splits]
+    counts = list(dict.fromkeys(key for *_, split in found for key in split if _is_number(split[key])))
+    columns = [Column(key, key.capitalize(), numeric=False) for key in ("model", "task", "split")]
+    columns += [Column(key, key.replace("_", " ").capitalize()) for key in counts]
+    body = [
+        [Entry(model, short_model(model)), Entry(task, task), Entry(name, name), *(_count(split.get(key)) for key in counts)]
+        for model, task, name, split in found
+    ]
+    caption = ["Rows read, kept and dropped. A dropped row's content could not be used; the reasons are in run.json."]
+    return Table("data", "Data", columns, body, [f"{model}/{task}" for model, task, *_ in found], caption)
+
+
+def evaluation(results: Results) -> Table:
+    """Return the evaluation audit: per cell, answers and how they ended, and verdicts by outcome."""
+    found = [(cell, _checks(cell)) for cell in results.done]
+    keys = list(dict.fromkeys(key for _, checks in found for key in checks))
+    columns = [Column(key, key.capitalize(), numeric=False) for key in ("model", "task", "method")]
+    columns += [Column("seed", "Seed"), *(Column(key, key.replace("_", " ").capitalize()) for key in keys)]
+    body = [
+        [
+            Entry(cell.model, short_model(cell.model)),
+            Entry(cell.task, cell.task),
+            Entry(cell.name, cell.name),
+            Entry(cell.seed, str(cell.seed)),
+            *(_count(checks.get(key)) for key in keys),
+        ]
+        for cell, checks in found
+    ]
+    caption = [
+        "Cut off: answers that reached the token limit. Invalid verdicts count neither as a win nor as a loss, and are left out.",
+        "Shares are of the cell's answers or verdicts.",
+    ]
+    return Table("audit", "Evaluation audit", columns, body, [f"{cell.model}/{cell.task}" for cell, _ in found], caption)
+
+
+def _checks(cell: Cell) -> dict[str, float]:
+    samples, verdicts = cell.rows("samples"), cell.rows("judgments")
+    checks: dict[str, float] = {"answers": len(samples)}
+    if samples:
+        checks["cut_off"] = sum(row.get("finish") == "length" for row in samples) / len(samples)
+        checks["empty"] = sum(not str(row.get("answer", "")).strip() for row in samples) / len(samples)
+        checks["mean_tokens"] = sum(float(row.get("tokens") or 0) for row in samples) / len(samples)
+    if verdicts:
+        outcomes = Counter("invalid" if row.get("score") is None else str(row.get("outcome")) for row in verdicts)
+        checks["verdicts"] = len(verdicts)
+        checks["ties"] = outcomes["tie"] / len(verdicts)
+        checks["invalid"] = outcomes["invalid"] / len(verdicts)
+    known = {key: float(value) for key, value in cell.audit().items() if _is_number(value)}
+    return {**checks, **known}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _count(value: Any) -> Entry:
+    if not _is_number(value):
+        return Entry()
+    return Entry(value, f"{value:,}" if isinstance(value, int) else number(value, 3 if abs(value) < 1 else 1))

@@ -1,0 +1,289 @@
+"""Figures of a run as png and svg: readable in black and white, the same bytes every time."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+
+from . import names
+from .measure import ALPHA, headlines
+from .results import SFT, Cell, Results, short_model
+from .tables import Numbers
+
+STYLE = {
+    "font.family": "DejaVu Sans",  # ships with matplotlib, so a figure looks the same everywhere
+    "font.size": 9,
+    "axes.titlesize": 9.5,
+    "axes.titleweight": "semibold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#8a8f98",
+    "axes.labelcolor": "#3c4149",
+    "axes.linewidth": 0.8,
+    "axes.axisbelow": True,
+    "axes.unicode_minus": True,
+    "text.color": "#20242a",
+    "xtick.color": "#5b616b",
+    "ytick.color": "#5b616b",
+    "xtick.labelcolor": "#3c4149",
+    "ytick.labelcolor": "#3c4149",
+    "grid.color": "#e4e6ea",
+    "grid.linewidth": 0.7,
+    "legend.frameon": False,
+    "figure.facecolor": "white",
+    "savefig.facecolor": "white",
+    "svg.hashsalt": "spo-bench",
+    "svg.fonttype": "path",
+}
+BASELINE, SPO, QUIET = "#5b616b", "#b4472e", "#8a8f98"
+COLOURS = (BASELINE, SPO, "#2f6690", "#7a5c99", "#3b7a57", "#b8860b")
+MARKERS = ("o", "s", "D", "^", "v", "P")
+LINES = ("--", "-", "-.", ":", (0, (5, 1)), (0, (1, 1)))
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A finished figure: its file name without ending, what it shows, and its bytes."""
+
+    name: str
+    caption: str
+    png: bytes
+    svg: bytes
+
+
+def draw(numbers: Numbers) -> list[Drawing]:
+    """Draw every figure the run has data for."""
+    results = numbers.results
+    found = [_levels(numbers), _forest(numbers)]
+    for model, task in dict.fromkeys((cell.model, cell.task) for cell in results.done):
+        found.append(_curves(results, model, task))
+    return [one for one in found if one is not None]
+
+
+def _finish(name: str, caption: str, size: tuple[float, float], paint: Callable[[Figure], None]) -> Drawing:
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=size, layout="constrained")
+        paint(figure)
+        png, svg = io.BytesIO(), io.BytesIO()
+        figure.savefig(png, format="png", dpi=150, metadata={"Software": None})
+        figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
+    return Drawing(name, caption, png.getvalue(), svg.getvalue())
+
+
+def _labels(cells: Sequence[Cell]) -> list[str]:
+    """Return the variants' labels, the baseline's ("") first: their places choose colour, marker and line."""
+    return sorted(dict.fromkeys(cell.label for cell in cells if cell.method != SFT), key=lambda label: label != "")
+
+
+def _name(label: str) -> str:
+    return label or "baseline"
+
+
+# --- levels: what every policy reaches ----------------------------------------------------------------------------------
+
+
+def _levels(numbers: Numbers) -> Drawing | None:
+    results = numbers.results
+    models = list(dict.fromkeys(cell.model for cell in results.done))
+    panels = [(model, task, headlines(results, task)[:1]) for model in models for task in results.tasks]
+    panels = [(model, task, metric) for model, task, metric in panels if metric]
+    if not panels:
+        return None
+    columns = min(3, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    labels = _labels(results.done)
+    families = list(dict.fromkeys(cell.family for cell in results.done if cell.method != SFT))
+
+    def paint(figure: Figure) -> None:
+        axes = figure.subplots(rows, columns, squeeze=False).reshape(-1)
+        for panel, (model, task, metrics) in zip(axes, panels):
+            _level_panel(panel, numbers, model, task, metrics[0], families, labels)
+            panel.set_title(task if len(models) == 1 else f"{short_model(model)} · {task}")
+        for panel in axes[len(panels) :]:
+            panel.set_axis_off()
+        _legend(figure, axes[0])
+
+    width = max(4.2, 0.55 * max(1, len(families)) * max(2, len(labels)) * 0.7 + 1.4) * columns
+    caption = "What every policy reaches, with 95 % intervals. The dashed line is the SFT policy, the band its interval."
+    return _finish("levels", caption, (min(13.0, width), 3.1 * rows + 0.4), paint)
+
+
+def _level_panel(
+    panel: Any, numbers: Numbers, model: str, task: str, metric: str, families: Sequence[str], labels: Sequence[str]
+) -> None:
+    factor = names.scale(metric)
+    cells = [cell for cell in numbers.results.done if (cell.model, cell.task) == (model, task)]
+    found = numbers.levels[metric]
+    sft = next((found.get((*cell.place, cell.settings)) for cell in cells if cell.method == SFT), None)
+    if sft is not None and math.isfinite(sft.value):
+        panel.axhline(factor * sft.value, color=QUIET, linestyle=(0, (4, 3)), linewidth=1, label="SFT", zorder=1)
+        panel.axhspan(factor * sft.low, factor * sft.high, color=QUIET, alpha=0.13, linewidth=0, zorder=0)
+    step = 0.6 / max(2, len(labels))
+    for place, label in enumerate(labels):
+        points = []
+        for at, family in enumerate(families):
+            own = next((cell for cell in cells if cell.family == family and cell.label == label), None)
+            level = found.get((*own.place, own.settings)) if own else None
+            if level is not None and math.isfinite(level.value):
+                points.append((at + step * (place - (len(labels) - 1) / 2), level.value, level.low, level.high))
+        if points:
+            x, y, low, high = (np.array(some) for some in zip(*points))
+            reach = np.nan_to_num(factor * np.stack([y - low, high - y]))
+            panel.errorbar(
+                x,
+                factor * y,
+                yerr=reach,
+                label=_name(label),
+                color=COLOURS[place % 6],
+                marker=MARKERS[place % 6],
+                markerfacecolor="white" if not label else None,
+                linestyle="none",
+                markersize=6,
+                markeredgewidth=1.3,
+                elinewidth=1.3,
+                capsize=2.5,
+            )
+    panel.set_xticks(range(len(families)), families)
+    if sum(map(len, families)) > 45:
+        panel.tick_params(axis="x", labelrotation=30)
+    panel.set_xlim(-0.6, len(families) - 0.4)
+    panel.set_ylabel(names.title(metric))
+    panel.grid(axis="y")
+
+
+# --- effects: what SPO changes ------------------------------------------------------------------------------------------
+
+
+def _forest(numbers: Numbers) -> Drawing | None:
+    results = numbers.results
+    panels = []
+    for task in results.tasks:
+        for metric in headlines(results, task)[:1]:
+            rows = [
+                row
+                for row in numbers.comparisons
+                if (row["kind"], row["task"], row["metric"]) == ("spo", task, metric) and row["low"] is not None
+            ]
+            if rows:
+                panels.append((task, metric, rows))
+    if not panels:
+        return None
+    models = {row["model"] for _, _, rows in panels for row in rows}
+    columns = min(2, len(panels))
+    lines = math.ceil(len(panels) / columns)
+    tallest = max(len(rows) for _, _, rows in panels)
+
+    def paint(figure: Figure) -> None:
+        axes = figure.subplots(lines, columns, squeeze=False).reshape(-1)
+        for panel, (task, metric, rows) in zip(axes, panels):
+            _forest_panel(panel, metric, rows, len(models) > 1)
+            panel.set_title(task)
+        for panel in axes[len(panels) :]:
+            panel.set_axis_off()
+
+    caption = "What SPO changes: variant minus own baseline with 95 % interval. Filled: significant after Holm's correction."
+    return _finish("effects", caption, (5.2 * columns, lines * (0.34 * tallest + 1.25)), paint)
+
+
+def _forest_panel(panel: Any, metric: str, rows: Sequence[Mapping[str, Any]], with_model: bool) -> None:
+    factor = names.scale(metric)
+    digits = names.decimals(factor * (row["high"] - row["low"]) / 2 for row in rows)
+    panel.axvline(0, color="#20242a", linewidth=0.9, zorder=1)
+    for at, row in enumerate(rows):
+        significant = row["p_adjusted"] is not None and row["p_adjusted"] < ALPHA
+        diff, low, high = (factor * row[key] for key in ("diff", "low", "high"))
+        panel.plot([low, high], [at, at], color=SPO, linewidth=1.7, solid_capstyle="round")
+        panel.plot(diff, at, "s", color=SPO, markerfacecolor=SPO if significant else "white", markersize=6, markeredgewidth=1.4)
+        text = f"{diff:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]".replace("-", "−")
+        panel.text(1.02, at, text, transform=panel.get_yaxis_transform(), va="center", fontsize=8, color="#3c4149")
+    shown = [f"{short_model(row['model'])} · {row['variant']}" if with_model else row["variant"] for row in rows]
+    panel.set_yticks(range(len(rows)), shown)
+    panel.set_ylim(len(rows) - 0.4, -0.6)
+    panel.tick_params(axis="y", length=0)
+    panel.spines["left"].set_visible(False)
+    panel.set_xlabel(f"Δ {names.title(metric)}".replace(" %", " (points)"))
+    panel.margins(x=0.08)
+    panel.grid(axis="x")
+
+
+# --- curves: how training went ------------------------------------------------------------------------------------------
+
+_QUANTITIES = (
+    ("alignment_loss", "Preference loss"),
+    ("reward_accuracy", "Reward accuracy"),
+    ("degree_accuracy", "Degree accuracy"),
+)
+
+
+def _curves(results: Results, model: str, task: str) -> Drawing | None:
+    cells = [cell for cell in results.done if (cell.model, cell.task) == (model, task) and cell.method != SFT]
+    logs = [(cell, log) for cell in cells if (log := cell.rows("train"))]
+    shown = [(key, title) for key, title in _QUANTITIES if any(row.get(key) is not None for _, log in logs for row in log[:5])]
+    if not shown:
+        return None
+    families = list(dict.fromkeys(cell.family for cell, _ in logs))
+    labels = _labels(results.done)
+
+    def paint(figure: Figure) -> None:
+        axes = figure.subplots(len(shown), len(families), squeeze=False, sharex="col")
+        for i, (key, title) in enumerate(shown):
+            for j, family in enumerate(families):
+                panel = axes[i][j]
+                for place, label in enumerate(labels):
+                    some = [_series(log, key) for cell, log in logs if (cell.family, cell.label) == (family, label)]
+                    _curve(panel, [one for one in some if one[0].size], label, place)
+                panel.grid(axis="y")
+                panel.margins(x=0.01)
+                if key != "alignment_loss":
+                    panel.set_ylim(-0.03, 1.03)
+                if i == 0:
+                    panel.set_title(family)
+                if j == 0:
+                    panel.set_ylabel(title)
+                if i == len(shown) - 1:
+                    panel.set_xlabel("Step")
+        _legend(figure, axes[0][0])
+
+    several = len({cell.model for cell in results.done}) > 1
+    where = f"{task} with {short_model(model)}" if several else task
+    caption = (
+        f"Training on {where}: the mean over seeds, smoothed over a twentieth of the steps, with single seeds as thin lines."
+    )
+    name = "-".join(["training", task, *([short_model(model)] if several else [])])
+    return _finish(name, caption, (max(4.5, min(13.0, 3.0 * len(families) + 0.6)), 1.75 * len(shown) + 0.7), paint)
+
+
+def _series(log: Sequence[Mapping[str, Any]], key: str) -> tuple[Any, Any]:
+    known = [(row["step"], row[key]) for row in log if row.get(key) is not None]
+    steps, values = (np.array([pair[i] for pair in known], dtype=np.float64) for i in (0, 1))
+    width = max(1, len(known) // 20)
+    if width > 1:
+        window = np.ones(width)
+        values = np.convolve(values, window, "same") / np.convolve(np.ones_like(values), window, "same")
+    return steps, values
+
+
+def _curve(panel: Any, series: Sequence[tuple[Any, Any]], label: str, place: int) -> None:
+    if not series:
+        return
+    colour = COLOURS[place % 6]
+    if len(series) > 1:
+        for steps, values in series:
+            panel.plot(steps, values, color=colour, linewidth=0.6, alpha=0.4)
+    shortest = min(len(steps) for steps, _ in series)
+    mean = np.mean([values[:shortest] for _, values in series], axis=0)
+    panel.plot(series[0][0][:shortest], mean, color=colour, linestyle=LINES[place % 6], linewidth=1.5, label=_name(label))
+
+
+def _legend(figure: Figure, panel: Any) -> None:
+    handles, texts = panel.get_legend_handles_labels()
+    if texts:
+        figure.legend(handles, texts, loc="outside upper right", ncols=len(texts), fontsize=8.5, handlelength=2.2)

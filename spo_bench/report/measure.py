@@ -1,0 +1,199 @@
+"""The numbers of a run: metrics of cells, and comparisons of cells with their twins."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spo_bench.stats import compare_matrix, interval, seed_spread
+
+from .results import SFT, Cell, Metric, Results
+
+CONFIDENCE = 0.95
+ALPHA = 0.05
+EVEN = {"head_to_head": 0.5}
+"""Metrics that are a comparison with the own baseline already -> their value when there is no difference."""
+EVEN_SFT = {"win_rate_sft": 0.5}
+"""The same for comparisons with the SFT policy."""
+
+Kind = Literal["spo", "training"]
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """Cells and their twins over seeds, all else equal.
+
+    Attributes:
+        kind: "spo" (variant: with SPO) or "training" (variant: a trained policy, baseline: its SFT policy).
+        pairs: (baseline, variant) a seed, both finished; a baseline may be None for training contrasts without an SFT cell.
+    """
+
+    kind: Kind
+    pairs: Sequence[tuple[Cell | None, Cell]]
+
+    @property
+    def variant(self) -> Cell:
+        """Return the variant of the first seed."""
+        return self.pairs[0][1]
+
+    def arrays(self, metric: str) -> tuple[NDArray[np.float64], NDArray[np.float64], Metric] | None:
+        """Return (baseline, variant), each (seeds, prompts), and the metric whose ids order them; None where there is none."""
+        even = (EVEN if self.kind == "spo" else EVEN_SFT).get(metric)
+        rows = []
+        reference: Metric | None = None
+        for baseline, variant in self.pairs:
+            mine = variant.metrics.get(metric)
+            theirs = baseline.metrics.get(metric) if baseline else None
+            if mine is None or (theirs is None and even is None):
+                continue
+            reference = reference or mine
+            values = mine.like(reference, f"cell {variant.id}, metric '{metric}'")
+            if even is not None:
+                against = np.full(values.shape, even)
+            else:
+                assert theirs is not None and baseline is not None  # noqa: S101 - said above, for the type checker
+                against = theirs.like(reference, f"cells {baseline.id} and {variant.id}, metric '{metric}'")
+            rows.append((against, values))
+        if reference is None:
+            return None
+        return np.stack([row[0] for row in rows]), np.stack([row[1] for row in rows]), reference
+
+
+def metric_rows(results: Results) -> list[dict[str, Any]]:
+    """Return the rows of metrics.jsonl: a cell and metric each, with interval; scalars have none."""
+    rows = []
+    for cell in results.done:
+        place = {"cell": cell.id, "model": cell.model, "task": cell.task, "method": cell.method}
+        place |= {"spo": cell.row.get("spo", False), "seed": cell.seed, "axes": cell.axes}
+        for name, metric in cell.metrics.items():
+            mean, low, high, n = interval(metric.values, CONFIDENCE, metric.clusters)
+            rows.append(
+                place
+                | {"metric": name, "value": finite(mean), "n": n, "low": finite(low), "high": finite(high)}
+                | {"higher_is_better": metric.higher_is_better, "unit": metric.unit, "n_invalid": len(metric.ids) - n}
+            )
+        for name, (value, better) in cell.scalars.items():
+            known = int(math.isfinite(value))
+            rows.append(
+                place
+                | {"metric": name, "value": finite(value), "n": known, "low": None, "high": None}
+                | {"higher_is_better": better, "unit": "cell", "n_invalid": 1 - known}
+            )
+    return rows
+
+
+def contrasts(results: Results, kind: Kind) -> list[Contrast]:
+    """Return the contrasts of a kind whose both sides are finished in at least one seed."""
+    groups: dict[tuple[Any, ...], list[tuple[Cell | None, Cell]]] = {}
+    baselines = {(*cell.place, cell.seed): cell for cell in results.done if cell.spo is None}
+    sft = {(cell.model, cell.task, cell.seed): cell for cell in results.done if cell.method == SFT}
+    for cell in results.done:
+        if cell.method == SFT or (kind == "spo" and cell.spo is None):
+            continue
+        if kind == "spo":
+            twin = baselines.get((*cell.place, cell.seed))
+            if twin is None:
+                continue
+        else:
+            twin = sft.get((cell.model, cell.task, cell.seed))
+        groups.setdefault((*cell.place, cell.settings), []).append((twin, cell))
+    return [Contrast(kind, sorted(pairs, key=lambda pair: pair[1].seed)) for pairs in groups.values()]
+
+
+def comparison_rows(results: Results) -> list[dict[str, Any]]:
+    """Return the rows of comparisons.jsonl: a contrast and metric each; a family is all contrasts of one kind and metric."""
+    return [row for kind in ("spo", "training") for row in _compared(contrasts(results, kind))]  # type: ignore[arg-type]
+
+
+def _compared(found: Sequence[Contrast]) -> Iterable[dict[str, Any]]:
+    names = dict.fromkeys(name for contrast in found for _, cell in contrast.pairs for name in cell.metrics)
+    for name in names:
+        family = [(contrast, arrays) for contrast in found if (arrays := contrast.arrays(name)) is not None]
+        if not family:
+            continue
+        baselines, variants = [arrays[0] for _, arrays in family], [arrays[1] for _, arrays in family]
+        spread = seed_spread(baselines, variants)
+        comparisons = compare_matrix(baselines, variants, CONFIDENCE, clusters=[arrays[2].clusters for _, arrays in family])
+        for (contrast, (_, _, metric)), comparison in zip(family, comparisons):
+            cell = contrast.variant
+            yield {
+                "kind": contrast.kind,
+                "model": cell.model,
+                "task": cell.task,
+                "method": cell.method,
+                "metric": name,
+                "baseline": cell.family if contrast.kind == "spo" else SFT,
+                "variant": cell.name,
+                **{key: finite(value) if isinstance(value, float) else value for key, value in asdict(comparison).items()},
+                "confidence": CONFIDENCE,
+                "higher_is_better": metric.higher_is_better,
+                "unit": metric.unit,
+                "seeds": [variant.seed for _, variant in contrast.pairs],
+                "seed_spread_p": finite(spread),
+                "spo": cell.row.get("spo", False),
+                "axes": cell.axes,
+            }
+
+
+@dataclass(frozen=True)
+class Level:
+    """A metric's mean over prompts and seeds, with its interval; NaN where there is none."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+    seeds: int
+    higher_is_better: bool
+
+
+def levels(results: Results, metric: str) -> dict[tuple[str, ...], Level]:
+    """Return a metric's level for every (model, task, method, axes, settings), seeds taken together.
+
+    One seed: the interval of ``interval``. Several: the two-way interval of ``compare_matrix`` against zero, so that the ± of
+    a level and the interval of a difference speak of the same thing.
+    """
+    groups: dict[tuple[str, ...], list[Cell]] = {}
+    for cell in results.done:
+        if metric in cell.metrics:
+            groups.setdefault((*cell.place, cell.settings), []).append(cell)
+    out, several = {}, []
+    for key, cells in groups.items():
+        first = cells[0].metrics[metric]
+        if len(cells) == 1:
+            mean, low, high, n = interval(first.values, CONFIDENCE, first.clusters)
+            out[key] = Level(mean, low, high, n, 1, first.higher_is_better)
+        else:
+            rows = [cell.metrics[metric].like(first, f"cell {cell.id}, metric '{metric}'") for cell in cells]
+            several.append((key, np.stack(rows), first))
+    found = compare_matrix(
+        [np.zeros_like(values) for _, values, _ in several],
+        [values for _, values, _ in several],
+        CONFIDENCE,
+        clusters=[first.clusters for _, _, first in several],
+    )
+    for (key, _, first), one in zip(several, found):
+        out[key] = Level(one.diff, one.low, one.high, one.n_prompts, one.n_seeds, first.higher_is_better)
+    return out
+
+
+def headlines(results: Results, task: str) -> list[str]:
+    """Return the metrics a task is judged by, the first the most telling.
+
+    The known reward where there is one; else a win rate (against the chosen answers before the SFT policy) and a reward model.
+    """
+    names = list(dict.fromkeys(name for cell in results.done if cell.task == task for name in cell.metrics))
+    if "true_reward" in names:
+        return ["true_reward"]
+    rates = [name for name in ("win_rate_chosen", "win_rate_sft") if name in names][:1]
+    return (rates + [name for name in names if name.startswith("reward/")][:1]) or names[:1]
+
+
+def finite(value: float) -> float | None:
+    """Return the number, or None where it is NaN or infinite: JSON has no such numbers."""
+    return float(value) if math.isfinite(value) else None

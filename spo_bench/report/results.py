@@ -1,0 +1,221 @@
+"""What a finished run left, read into plain records."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spo_bench.errors import InputError
+from spo_bench.files import canonical_json, read_json, read_jsonl
+from spo_bench.stats import align
+
+SFT = "sft"
+"""The method name of a cell whose policy had no preference training."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One metric of one cell: a value a prompt, NaN = invalid; all sequences have shape (prompts,)."""
+
+    ids: Sequence[str]
+    values: NDArray[np.float64]
+    clusters: Sequence[str | None] | None
+    higher_is_better: bool
+    unit: str
+
+    def like(self, other: Metric, where: str) -> NDArray[np.float64]:
+        """Return the values in the order of another metric's ids; InputError where the prompts are not the same."""
+        if self.ids == other.ids:
+            return self.values
+        try:
+            return self.values[align(other.ids, self.ids)]
+        except InputError as error:
+            raise InputError(f"{where}: {error.given}", error.rule, error.remedy) from error
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell of the run: its line of cells.jsonl, and its files read when they are asked for."""
+
+    row: Mapping[str, Any]
+    directory: Path
+
+    @property
+    def id(self) -> str:
+        """Return the cell's id, also the name of its directory."""
+        return str(self.row["id"])
+
+    @property
+    def model(self) -> str:
+        """Return the model as the run names it: a hub id, a directory or a built-in name."""
+        return str(self.row["model"])
+
+    @property
+    def task(self) -> str:
+        """Return the task's name."""
+        return str(self.row["task"])
+
+    @property
+    def method(self) -> str:
+        """Return the method's label; ``sft`` for the policy before preference training."""
+        return str(self.row["method"])
+
+    @property
+    def spo(self) -> dict[str, Any] | None:
+        """Return the SPO settings, or None for a baseline."""
+        spo = self.row.get("spo")
+        if isinstance(spo, Mapping):
+            return dict(spo)
+        return {} if spo else None
+
+    @property
+    def label(self) -> str:
+        """Return how the variant is shown: ``+SPO``, ``+SPO(gamma=0)``, or nothing for a baseline."""
+        return "" if self.spo is None else str(self.spo.get("label") or "+SPO")
+
+    @property
+    def seed(self) -> int:
+        """Return the training seed."""
+        return int(self.row["seed"])
+
+    @property
+    def axes(self) -> dict[str, Any]:
+        """Return the cell's place on the data axes; usually empty."""
+        return dict(self.row.get("axes") or {})
+
+    @property
+    def name(self) -> str:
+        """Return what stands in a table's row: method, data axes, variant."""
+        return " ".join(part for part in (self.family, self.label) if part)
+
+    @property
+    def family(self) -> str:
+        """Return method and data axes, without the variant."""
+        axes = ", ".join(f"{key}={value}" for key, value in sorted(self.axes.items()))
+        return f"{self.method} ({axes})" if axes else self.method
+
+    @property
+    def done(self) -> bool:
+        """Return whether the cell was finished."""
+        return bool(self.row.get("status") == "done")
+
+    @property
+    def place(self) -> tuple[str, str, str, str]:
+        """Return what twins over seeds and SPO share: model, task, method, axes."""
+        return self.model, self.task, self.method, canonical_json(self.axes)
+
+    @property
+    def settings(self) -> str:
+        """Return one text of the SPO settings, equal for equal settings."""
+        return canonical_json(self.row.get("spo") or False)
+
+    @cached_property
+    def scores(self) -> Mapping[str, Any]:
+        """Return scores.json; InputError where a finished cell has none."""
+        path = self.directory / "scores.json"
+        try:
+            return dict(read_json(path))
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"{path}: {error}",
+                "a finished cell has a scores.json",
+                "run the same command again: it makes what is missing",
+            ) from error
+
+    @cached_property
+    def metrics(self) -> dict[str, Metric]:
+        """Return the per-prompt metrics by name."""
+        return {name: self._metric(name, raw) for name, raw in self.scores.get("metrics", {}).items()}
+
+    @property
+    def scalars(self) -> dict[str, tuple[float, bool]]:
+        """Return the other numbers of the cell: name -> (value, higher is better)."""
+        return {
+            name: (_number(raw["value"]), bool(raw.get("higher_is_better", True)))
+            for name, raw in self.scores.get("scalars", {}).items()
+        }
+
+    def rows(self, name: str) -> list[dict[str, Any]]:
+        """Return the rows of one of the cell's .jsonl files; none where the file is absent."""
+        path = self.directory / f"{name}.jsonl"
+        return list(read_jsonl(path)) if path.exists() else []
+
+    def audit(self) -> dict[str, Any]:
+        """Return the cell's own audit.json, or an empty mapping."""
+        path = self.directory / "audit.json"
+        return dict(read_json(path)) if path.exists() else {}
+
+    def _metric(self, name: str, raw: Mapping[str, Any]) -> Metric:
+        ids = [str(one) for one in raw["ids"]]
+        values = np.array([_number(value) for value in raw["values"]], dtype=np.float64)
+        clusters = raw.get("clusters")
+        if len(values) != len(ids) or (clusters is not None and len(clusters) != len(ids)):
+            raise InputError(
+                f"{self.directory / 'scores.json'}: metric '{name}' has {len(ids)} ids and {len(values)} values",
+                "ids, values and clusters are as long as each other",
+                "delete the cell's directory and run again",
+            )
+        return Metric(ids, values, clusters, bool(raw.get("higher_is_better", True)), str(raw.get("unit", "prompt")))
+
+
+@dataclass(frozen=True)
+class Results:
+    """A run directory: run.json and the cells, in the order of cells.jsonl."""
+
+    directory: Path
+    run: Mapping[str, Any]
+    cells: Sequence[Cell]
+
+    @property
+    def spec(self) -> Mapping[str, Any]:
+        """Return the resolved spec."""
+        return dict(self.run.get("spec") or {})
+
+    @property
+    def name(self) -> str:
+        """Return the run's name."""
+        return str(self.spec.get("name") or self.directory.resolve().name)
+
+    @property
+    def tasks(self) -> list[str]:
+        """Return the tasks, in order of first appearance."""
+        return list(dict.fromkeys(cell.task for cell in self.cells))
+
+    @property
+    def done(self) -> list[Cell]:
+        """Return the finished cells."""
+        return [cell for cell in self.cells if cell.done]
+
+
+def read_results(directory: Path) -> Results:
+    """Read a run directory; InputError where it is not one."""
+    for name in ("run.json", "cells.jsonl"):
+        if not (directory / name).exists():
+            raise InputError(
+                f"{directory} has no {name}",
+                "a run directory holds run.json and cells.jsonl",
+                "give the directory that `spo-bench run --out` wrote",
+            )
+    try:
+        run = read_json(directory / "run.json")
+        rows = list(read_jsonl(directory / "cells.jsonl"))
+    except json.JSONDecodeError as error:
+        raise InputError(f"{directory}: {error}", "run.json and cells.jsonl hold JSON", "run the same command again") from error
+    return Results(directory, run, [Cell(row, directory / "cells" / str(row["id"])) for row in rows])
+
+
+def short_model(model: str) -> str:
+    """Return a model's name without its owner or folder."""
+    return model.rstrip("/").replace("\\", "/").rsplit("/", 1)[-1] or model
+
+
+def _number(value: Any) -> float:
+    return math.nan if value is None else float(value)

@@ -1,0 +1,296 @@
+"""The tables of a run, all made from the same rows that metrics.jsonl and comparisons.jsonl hold."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from . import names
+from .measure import ALPHA, Level, headlines, levels
+from .render import Column, Entry, Table, number
+from .results import SFT, Cell, Results, short_model
+
+RECONSTRUCTION = "SPO is a reconstruction from public descriptions: no reference code exists, and its settings here are ours."
+Key = tuple[str, str, str, str, str]
+"""model, task, method, axes, SPO settings: what one row of results is about, seeds taken together."""
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """What the tables are made from: the run, its comparisons, and the levels of the metrics they show."""
+
+    results: Results
+    comparisons: Sequence[Mapping[str, Any]]
+    levels: Mapping[str, Mapping[tuple[str, ...], Level]]
+
+    def comparison(self, cell: Cell, metric: str, kind: str) -> Mapping[str, Any] | None:
+        """Return the comparison of a variant, or None."""
+        for row in self.comparisons:
+            if (row["kind"], row["metric"], row["model"], row["task"], row["method"]) == (
+                kind,
+                metric,
+                cell.model,
+                cell.task,
+                cell.method,
+            ) and (row["axes"], row["spo"]) == (cell.axes, cell.row.get("spo", False)):
+                return row
+        return None
+
+
+def gather(results: Results, comparisons: Sequence[Mapping[str, Any]]) -> Numbers:
+    """Return what the tables need, computing the levels of every headline metric and of length once."""
+    wanted = dict.fromkeys(name for task in results.tasks for name in headlines(results, task))
+    return Numbers(results, comparisons, {name: levels(results, name) for name in [*wanted, "length"]})
+
+
+def variants(results: Results) -> dict[tuple[str, str], list[Cell]]:
+    """Return the rows of a results table: (model, row name) -> its cells over tasks and seeds, baselines before their variants."""
+    rows: dict[tuple[str, str], list[Cell]] = {}
+    families = list(dict.fromkeys((cell.model, cell.family) for cell in results.cells))
+    ordered = sorted(
+        results.cells, key=lambda cell: (families.index((cell.model, cell.family)), cell.method != SFT, cell.spo is not None)
+    )
+    for cell in ordered:
+        rows.setdefault((cell.model, cell.name), []).append(cell)
+    models = list(dict.fromkeys(cell.model for cell in results.cells))
+    return dict(sorted(rows.items(), key=lambda item: (models.index(item[0][0]), item[1][0].method != SFT)))
+
+
+def main(numbers: Numbers) -> Table:
+    """Return the results table: model › method › +SPO, and for each task its headline metrics, Δ to the own baseline, length."""
+    results = numbers.results
+    rows = variants(results)
+    columns = [Column("model", "Model", numeric=False), Column("method", "Method", numeric=False)]
+    sides: list[list[Entry]] = []
+    for task in results.tasks:
+        first = {key: next((cell for cell in cells if cell.task == task), None) for key, cells in rows.items()}
+        for metric in headlines(results, task):
+            better = _better(numbers.levels[metric])
+            found = [_level(numbers, cell, metric) for cell in first.values()]
+            columns.append(Column(metric, names.title(metric), task, names.direction(metric, better)))
+            sides.append(_mark(_shown(found, metric), [key[0] for key in rows], better))
+            columns.append(Column(f"{metric} difference", "Δ", task, names.direction(metric, better)))
+            compared = [numbers.comparison(cell, metric, "spo") if cell and cell.label else None for cell in first.values()]
+            blank = [cell is None or not cell.label for cell in first.values()]
+            sides.append([_quiet(entry) if empty else entry for entry, empty in zip(_differences(compared, metric), blank)])
+        if any("length" in cell.metrics for cell in results.done if cell.task == task):
+            columns.append(Column("length", "Length", task))
+            found = [_level(numbers, cell, "length") for cell in first.values()]
+            sides.append([replace(entry, small="") for entry in _shown(found, "length", places=1)])
+    heads = [[_text(short_model(model), model), _text(name)] for model, name in rows]
+    body = [[*head, *(side[i] for side in sides)] for i, head in enumerate(heads)]
+    shown = [row for row in numbers.comparisons if row["kind"] == "spo"]
+    caption = [
+        "Mean ± half the width of its 95 % interval.",
+        "Δ: with SPO minus the own baseline on the same prompts and seeds, with its 95 % interval.",
+        *method_notes([row for row in shown if row["metric"] in _headline_names(results)]),
+        RECONSTRUCTION,
+    ]
+    return Table("main", "Results", columns, body, [model for model, _ in rows], caption)
+
+
+def training(numbers: Numbers) -> Table:
+    """Return what preference training did: every trained policy against its own SFT policy."""
+    return _long(numbers, "training", "training", "Trained policies against their SFT policy", short=True)
+
+
+def effects(numbers: Numbers) -> Table:
+    """Return every SPO contrast in every metric, one a row."""
+    return _long(numbers, "spo", "effects", "With SPO against the own baseline, every metric", short=False)
+
+
+def _long(numbers: Numbers, kind: str, name: str, title: str, short: bool) -> Table:
+    results = numbers.results
+    wanted = _headline_names(results) + ["win_rate_sft", "win_rate_chosen", "length"]
+    chosen = [row for row in numbers.comparisons if row["kind"] == kind and (not short or row["metric"] in wanted)]
+    chosen.sort(key=lambda row: results.tasks.index(row["task"]))
+    columns = [
+        Column(key, shown, numeric=False)
+        for key, shown in (
+            ("model", "Model"),
+            ("task", "Task"),
+            ("variant", "Policy"),
+            ("baseline", "Against"),
+            ("metric", "Metric"),
+        )
+    ]
+    columns += [
+        Column("difference", "Difference"),
+        Column("p", "p"),
+        Column("p_adjusted", "p (Holm)"),
+        Column("family", "Family"),
+    ]
+    columns += [Column("n_prompts", "Prompts"), Column("n_seeds", "Seeds"), Column("estimand", "Estimand", numeric=False)]
+    body = []
+    for row in chosen:
+        arrow = {"": "", "up": " ↑", "down": " ↓"}[names.direction(row["metric"], row["higher_is_better"])]
+        texts = [
+            _text(short_model(row["model"]), row["model"]),
+            _text(row["task"]),
+            _text(row["variant"]),
+            _text(row["baseline"]),
+        ]
+        entry = _differences([row], row["metric"])[0]
+        counts = [Entry(row[key], str(row[key])) for key in ("family", "n_prompts", "n_seeds")]
+        ps = [Entry(row[key], p_text(row[key])) for key in ("p", "p_adjusted")]
+        metric = _text(names.title(row["metric"]) + arrow, row["metric"])
+        body.append([*texts, metric, entry, *ps, *counts, _text(row["estimand"])])
+    caption = ["Difference with its 95 % interval, in the metric's unit (points for percent).", *method_notes(chosen)]
+    caption += ["Win rates against the SFT policy are tested against 50 %."] if kind == "training" else [RECONSTRUCTION]
+    return Table(name, title, columns, body, [f"{row['model']}|{row['task']}" for row in chosen], caption)
+
+
+def cost(numbers: Numbers) -> Table:
+    """Return what a cell costs: the scalars of its scores, as means over seeds, and training time relative to the own baseline."""
+    results = numbers.results
+    scalars = list(dict.fromkeys(name for cell in results.done for name in cell.scalars))
+    groups: dict[Key, list[Cell]] = {}
+    for cells in variants(results).values():
+        for cell in sorted(cells, key=lambda one: results.tasks.index(one.task)):
+            if cell.method != SFT or (cell.done and cell.scalars):
+                groups.setdefault((*cell.place, cell.settings), []).append(cell)
+    ordered = sorted(groups.items(), key=lambda item: results.tasks.index(item[0][1]))
+    means = {
+        key: {name: _mean([cell.scalars[name][0] for cell in cells if cell.done and name in cell.scalars]) for name in scalars}
+        for key, cells in ordered
+    }
+    columns = [
+        Column("model", "Model", numeric=False),
+        Column("task", "Task", numeric=False),
+        Column("method", "Method", numeric=False),
+    ]
+    columns += [Column(name, names.title(name)) for name in scalars]
+    relative = "train_seconds" in scalars
+    columns += [Column("train_seconds relative", "Time × baseline")] if relative else []
+    body = []
+    for key, cells in ordered:
+        row = [_text(short_model(key[0]), key[0]), _text(key[1]), _text(cells[0].name)]
+        row += [_plain(means[key][name], name) for name in scalars]
+        if relative:
+            base = means.get((*cells[0].place, "false"), {}).get("train_seconds", math.nan)
+            ratio = means[key]["train_seconds"] / base if cells[0].label and base > 0 else math.nan
+            row.append(_plain(ratio, "") if cells[0].label else Entry(text=""))
+        body.append(row)
+    caption = ["Means over seeds, measured where the cells ran; times depend on the machine and on what else ran there."]
+    return Table("cost", "Cost", columns, body, [f"{key[0]}|{key[1]}" for key, _ in ordered], caption)
+
+
+def method_notes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the caption's sentences on estimand, test and family, true for these comparisons."""
+    if not rows:
+        return ["No comparison could be made."]
+    notes = []
+    estimands = dict.fromkeys(row["estimand"] for row in rows)
+    if "method" in estimands:
+        spreads = [row["seed_spread_p"] for row in rows if row["estimand"] == "method" and row["seed_spread_p"] is not None]
+        check = f"; equal seed noise is assumed, Levene's p {p_text(min(spreads))}" if spreads else ""
+        notes.append(
+            f"Estimand “the method” ({_range(rows, 'n_prompts', 'method')} prompts × {_range(rows, 'n_seeds', 'method')} seeds, both "
+            f"random): two-way interval and t test, seed variance pooled over the contrasts of a metric{check}."
+        )
+    if "checkpoints" in estimands:
+        notes.append(
+            f"Estimand “these checkpoints” ({_range(rows, 'n_prompts', 'checkpoints')} prompts, one seed: nothing is said about "
+            "retraining): bootstrap over prompts, sign-flip test."
+        )
+    family = _range(rows, "family")
+    notes.append(f"† p < .05 after Holm's correction over all contrasts of a metric (family of {family}).")
+    return notes
+
+
+def p_text(p: float | None) -> str:
+    """Return a p for reading: three decimals, or < .001."""
+    if p is None:
+        return "--"
+    return "< .001" if p < 0.001 else f"{p:.3f}".lstrip("0") if p < 1 else "1"
+
+
+def _range(rows: Sequence[Mapping[str, Any]], key: str, estimand: str | None = None) -> str:
+    values = [row[key] for row in rows if estimand in (None, row["estimand"])]
+    return str(min(values)) if min(values) == max(values) else f"{min(values)}–{max(values)}"
+
+
+def _headline_names(results: Results) -> list[str]:
+    return list(dict.fromkeys(name for task in results.tasks for name in headlines(results, task)))
+
+
+def _better(found: Mapping[tuple[str, ...], Level]) -> bool:
+    return all(level.higher_is_better for level in found.values())
+
+
+def _level(numbers: Numbers, cell: Cell | None, metric: str) -> Level | None:
+    return numbers.levels[metric].get((*cell.place, cell.settings)) if cell else None
+
+
+def _shown(found: Sequence[Level | None], metric: str, places: int | None = None) -> list[Entry]:
+    factor = names.scale(metric)
+    halves = [factor * (level.high - level.low) / 2 if level else math.nan for level in found]
+    digits = names.decimals(halves) if places is None else places
+    out = []
+    for level, half in zip(found, halves):
+        if level is None or not math.isfinite(level.value):
+            out.append(Entry(n=level.n if level else 0))
+            continue
+        low, high = (value if math.isfinite(value) else None for value in (level.low, level.high))
+        small = f"±{number(half, digits)}" if math.isfinite(half) else ""
+        out.append(Entry(level.value, number(factor * level.value, digits), small, low, high, n=level.n))
+    return out
+
+
+def _differences(rows: Sequence[Mapping[str, Any] | None], metric: str) -> list[Entry]:
+    factor = names.scale(metric)
+    known = [row for row in rows if row and row["low"] is not None]
+    digits = names.decimals(factor * (row["high"] - row["low"]) / 2 for row in known)
+    out = []
+    for row in rows:
+        if row is None or row["diff"] is None:
+            out.append(Entry(n=row["n_prompts"] if row else 0))
+            continue
+        ends = [number(factor * row[key], digits, sign=True) for key in ("low", "high") if row[key] is not None]
+        p = row["p_adjusted"]
+        text = number(factor * row["diff"], digits, sign=True)
+        small = f"[{', '.join(ends)}]" if ends else ""
+        details = {key: row[key] for key in ("low", "high", "p", "p_adjusted")}
+        out.append(Entry(row["diff"], text, small, **details, n=row["n_prompts"], significant=p is not None and p < ALPHA))
+    return out
+
+
+def _mark(entries: Sequence[Entry], blocks: Sequence[str], higher_is_better: bool) -> list[Entry]:
+    """Mark best and second of each block on unrounded values; equal values share a mark."""
+    out = list(entries)
+    for block in set(blocks):
+        values = {e.value for e, b in zip(entries, blocks) if b == block and isinstance(e.value, float)}
+        ranked = sorted(values, reverse=higher_is_better)
+        if len(ranked) < 2:
+            continue
+        for i, (entry, own) in enumerate(zip(entries, blocks)):
+            if own == block and entry.value == ranked[0]:
+                out[i] = replace(entry, mark="best")
+            elif own == block and len(ranked) > 2 and entry.value == ranked[1]:
+                out[i] = replace(entry, mark="second")
+    return out
+
+
+def _quiet(entry: Entry) -> Entry:
+    return replace(entry, text="", n=None) if entry.value is None else entry
+
+
+def _text(shown: str, value: str | None = None) -> Entry:
+    return Entry(shown if value is None else value, shown)
+
+
+def _plain(value: float, metric: str) -> Entry:
+    if not math.isfinite(value):
+        return Entry()
+    shown = value * names.scale(metric)
+    return Entry(value, number(shown, 0 if abs(shown) >= 1000 else 1 if abs(shown) >= 100 else 2))
+
+
+def _mean(values: Sequence[float]) -> float:
+    known = [value for value in values if math.isfinite(value)]
+    return sum(known) / len(known) if known else math.nan
+
+
+TABLES: dict[str, Callable[[Numbers], Table]] = {"main": main, "training": training, "effects": effects, "cost": cost}

@@ -1,0 +1,190 @@
+"""data: a task's rows, rendered and tokenised once, with an audit. Every method of a task gets the same rows."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+from spo_bench.errors import InputError
+from spo_bench.files import read_json, read_jsonl, write_json, write_jsonl
+from spo_bench.models.chat import completion_ids, render
+from spo_bench.models.policy import load_tokenizer
+from spo_bench.plugins import get_task
+from spo_bench.stages.base import Work
+from spo_bench.task import SPLITS, Row, SplitName, Task
+
+NAMED_DROPS = 100  # rows named in the audit; all are counted
+
+
+def run(work: Work) -> None:
+    """Write ``SPLIT.jsonl`` for every split and ``audit.json``.
+
+    Config: task (identity), limit, seed, max_length, tokenizer, template. Local: task, data, tasks_dirs.
+    """
+    task = get_task(work.local["task"], work.local["data"], [Path(d) for d in work.local["tasks_dirs"]])
+    tokenizer = load_tokenizer(work.inputs["model"])
+    audit: dict[str, Any] = {"task": task.name, "splits": {}, "dropped_rows": []}
+    prompts: dict[str, set[str]] = {}
+    for split in SPLITS:
+        rows = task.load(split, work.config["limit"][split], work.config["seed"])
+        kept, counts, dropped = prepare(task, rows, split, tokenizer, work.config["max_length"])
+        write_jsonl(work.out / f"{split}.jsonl", kept)
+        audit["splits"][split] = counts
+        audit["dropped_rows"] += [{"split": split, **row} for row in dropped]
+        prompts[split] = {row["prompt_text"] for row in kept}
+    audit["overlap"] = {
+        split: len((prompts["train"] | prompts["sft"]) & prompts[split]) for split in ("eval", "heldout")
+    }
+    audit["dropped_rows"] = audit["dropped_rows"][:NAMED_DROPS]
+    write_json(work.out / "audit.json", audit)
+
+
+def prepare(
+    task: Task, rows: Sequence[Row], split: SplitName, tokenizer: Any, max_length: int
+) -> tuple[list[dict[str, Any]], dict[str, int], list[dict[str, Any]]]:
+    """Tokenise rows; return (usable rows, audit counts, dropped rows with reasons)."""
+    kept: list[dict[str, Any]] = []
+    dropped: list[dict[str, Any]] = []
+    counts: Counter[str] = Counter(dict.fromkeys(AUDIT_COUNTS, 0))
+    seen: set[str] = set()
+    for row in rows:
+        counts["rows"] += 1
+        reason = row.unusable or content_fault(row, split)
+        record: dict[str, Any] = {}
+        if reason is None:
+            record, reason = tokenised(row, split, tokenizer, max_length, counts)
+        if reason is None and row.id in seen:
+            raise InputError(f"task '{task.name}' gives two {split} rows the id '{row.id}'", "row ids are unique", "fix the task's load()")
+        if reason is not None:
+            counts["dropped"] += 1
+            counts["empty_answers"] += "empty" in reason
+            dropped.append({"number": row.number, "id": row.id, "reason": reason})
+            continue
+        seen.add(row.id)
+        counts["kept"] += 1
+        kept.append(record)
+    counts["distinct_prompts"] = len({row["prompt_text"] for row in kept})
+    return kept, dict(counts), dropped
+
+
+AUDIT_COUNTS = (
+    "rows", "kept", "dropped", "empty_answers", "distinct_prompts", "truncated_chosen", "truncated_rejected", "boundary_merges",
+    "bos_0", "bos_1", "bos_2_or_more", "eos_once_chosen", "eos_once_rejected", "prompt_tokens", "chosen_tokens", "rejected_tokens",
+)  # fmt: skip
+
+
+def content_fault(row: Row, split: SplitName) -> str | None:
+    """Say why a row's content cannot be used, None if it can."""
+    if not row.prompt or not row.prompt[-1]["content"].strip():
+        return "prompt is empty"
+    if not row.chosen.strip():
+        return "chosen is empty"
+    if split == "sft":
+        return None
+    if not row.rejected.strip():
+        return "rejected is empty"
+    return "chosen and rejected are identical" if row.chosen.strip() == row.rejected.strip() else None
+
+
+def tokenised(row: Row, split: SplitName, tokenizer: Any, max_length: int, counts: Counter[str]) -> tuple[dict[str, Any], str | None]:
+    """Return (the row with token ids, None), or ({}, why nothing usable is left)."""
+    rendered = render(tokenizer, row.prompt)
+    special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+    record: dict[str, Any] = {
+        **asdict(row),
+        "prompt": [dict(m) for m in row.prompt],
+        "meta": dict(row.meta),
+        "prompt_text": rendered.text,
+        "prompt_ids": rendered.ids,
+    }
+    notes: Counter[str] = Counter()
+    for side in ("chosen",) if split == "sft" else ("chosen", "rejected"):
+        text = getattr(row, side)
+        ids = completion_ids(tokenizer, text)
+        if special & set(ids[:-1]):
+            return {}, f"{side} contains a special token of the model"
+        whole = tokenizer(rendered.text + text, add_special_tokens=False)["input_ids"]
+        notes["boundary_merges"] += whole != rendered.ids + ids[:-1]
+        room = max_length - len(rendered.ids)
+        if room < 1:
+            return {}, f"nothing of the answers is left after truncation: the prompt alone has {len(rendered.ids)} tokens"
+        # A cut-off answer gets no end token: the model must not learn to stop there.
+        notes[f"truncated_{side}"] += len(ids) > room
+        notes[f"eos_once_{side}"] += len(ids) <= room
+        record[f"{side}_ids"] = ids[:room]
+        notes[f"{side}_tokens"] += len(ids[:room])
+    if split != "sft" and record["chosen_ids"] == record["rejected_ids"]:
+        return {}, "chosen and rejected are identical after truncation"
+    notes[("bos_0", "bos_1", "bos_2_or_more")[min(leading(rendered.ids, tokenizer.bos_token_id), 2)]] += 1
+    if notes["bos_2_or_more"]:
+        raise InputError(
+            f"the prompt of row {row.number} begins with two beginning-of-text tokens",
+            "a prompt has at most one",
+            "remove bos_token from the chat template, or from the data's prompts",
+        )
+    notes["prompt_tokens"] += len(rendered.ids)
+    counts.update(notes)
+    return record, None
+
+
+def leading(ids: Sequence[int], token: int | None) -> int:
+    """Return how many times a token stands at the beginning."""
+    return next((i for i, other in enumerate(ids) if other != token), len(ids))
+
+
+def check_dropped(directory: Path, max_dropped: float) -> None:
+    """Refuse a run whose data lost too many rows.
+
+    Raises:
+        InputError: with the counts and the first dropped rows by number.
+    """
+    audit = read_json(directory / "audit.json")
+    for split, counts in audit["splits"].items():
+        if counts["rows"] == 0 and split in ("train", "eval"):
+            raise InputError(f"task '{audit['task']}' has no {split} rows", "a task needs train and eval rows", "give more data, or raise limit")
+        if counts["rows"] and counts["dropped"] / counts["rows"] > max_dropped:
+            named = [f"row {row['number']}: {row['reason']}" for row in audit["dropped_rows"] if row["split"] == split]
+            raise InputError(
+                f"task '{audit['task']}', split {split}: {counts['dropped']} of {counts['rows']} rows cannot be used ({'; '.join(named[:5])}{'; …' if len(named) > 5 else ''})",
+                f"at most max_dropped = {max_dropped:g} of a task's rows may be unusable",
+                "repair these rows, or raise max_dropped of this task",
+            )
+        if counts["rows"] and counts["kept"] == 0:
+            raise InputError(f"task '{audit['task']}', split {split}: no row is left", "a task needs usable rows", "check the data")
+
+
+def load_split(directory: Path, split: SplitName) -> list[Mapping[str, Any]]:
+    """Return the tokenised rows of a split."""
+    return list(read_jsonl(directory / f"{split}.jsonl"))
+
+
+def training_rows(work: Work) -> list[Mapping[str, Any]]:
+    """Return the first ``fraction`` of the training rows, at least one: smaller fractions are nested in larger ones."""
+    rows = load_split(work.inputs["data"], "train")
+    return rows[: max(1, ceil(work.config["fraction"] * len(rows)))]
+
+
+def eval_prompts(directory: Path) -> list[Mapping[str, Any]]:
+    """Return one evaluation row a distinct prompt: the unit of every per-prompt metric."""
+    first: dict[str, Mapping[str, Any]] = {}
+    for row in load_split(directory, "eval"):
+        first.setdefault(row["prompt_text"], row)
+    return list(first.values())
+
+
+def as_row(record: Mapping[str, Any]) -> Row:
+    """Return the task's row a tokenised record came from."""
+    return Row(
+        id=record["id"],
+        prompt=tuple(record["prompt"]),
+        chosen=record["chosen"],
+        rejected=record["rejected"],
+        domain=record["domain"],
+        cluster=record["cluster"],
+        meta=record["meta"],
+        number=record["number"],
+    )

@@ -1,0 +1,60 @@
+"""judge: a policy's answers against an opponent's, prompt by prompt."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from spo_bench.files import read_jsonl, write_jsonl
+from spo_bench.judging.local import LocalJudge
+from spo_bench.judging.verdict import Question, Verdict, by_value
+from spo_bench.models.chat import plain_text
+from spo_bench.models.policy import load_policy, load_tokenizer
+from spo_bench.plugins import get_task
+from spo_bench.stages.base import Work
+from spo_bench.stages.data import as_row, eval_prompts
+
+
+def run(work: Work) -> None:
+    """Write ``judgments.jsonl``: a verdict a prompt, a = the policy, b = the opponent.
+
+    Config: judge {kind: gold|reward|local, ...}, opponent ("sft", "baseline" or "chosen"), numerics.
+    Inputs: data, samples, opponent (samples; absent for "chosen"); for kind reward: own_rewards, opponent_rewards; for kind
+    local: judge_model.
+    """
+    prompts = {row["id"]: row for row in eval_prompts(work.inputs["data"])}
+    own = _answers(work.inputs["samples"])
+    against = _answers(work.inputs["opponent"]) if "opponent" in work.inputs else {i: row["chosen"] for i, row in prompts.items()}
+    questions = [Question(i, plain_text(prompts[i]["prompt"]), answer, against[i], prompts[i]) for i, answer in own.items()]
+    verdicts = {"gold": _gold, "reward": _reward, "local": _local}[work.config["judge"]["kind"]](work, questions)
+    write_jsonl(work.out / "judgments.jsonl", ({"opponent": work.config["opponent"], **v.record()} for v in verdicts))
+
+
+def _answers(directory: Path) -> dict[str, str]:
+    return {row["id"]: row["answer"] for row in read_jsonl(directory / "samples.jsonl")}
+
+
+def _gold(work: Work, questions: list[Question]) -> list[Verdict]:
+    """The known reward of a controlled world decides."""
+    task = get_task(work.local["task"], work.local["data"], [Path(d) for d in work.local["tasks_dirs"]])
+    return [by_value(q, task.true_reward(as_row(q.row), q.a), task.true_reward(as_row(q.row), q.b)) for q in questions]
+
+
+def _reward(work: Work, questions: list[Question]) -> list[Verdict]:
+    """A reward model decides; its scores are there already."""
+    own, against = (
+        {row["id"]: row["reward"] for row in read_jsonl(work.inputs[name] / "rewards.jsonl")} for name in ("own_rewards", "opponent_rewards")
+    )
+    return [by_value(q, own[q.id], against[q.id]) for q in questions]
+
+
+def _local(work: Work, questions: list[Question]) -> list[Verdict]:
+    """A language model on this machine decides."""
+    directory = work.inputs["judge_model"]
+    judge = LocalJudge(
+        model=load_policy(directory, work.numerics, trust_remote_code=work.local["trust_remote_code"]),
+        tokenizer=load_tokenizer(directory),
+        template=work.config["judge"]["template"],
+        numerics=work.numerics,
+        max_length=work.config["judge"]["max_length"],
+    )
+    return judge.compare(questions)

@@ -1,0 +1,29 @@
+"""sft: the policy a model's methods start from, fine-tuned once on the demonstrations of all tasks of the matrix."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from spo_bench.errors import StageError
+from spo_bench.files import write_jsonl
+from spo_bench.models.policy import load_policy, load_tokenizer, save_policy
+from spo_bench.stages.base import Work
+from spo_bench.stages.data import load_split
+from spo_bench.training.loop import TrainSettings
+from spo_bench.training.supervised import finetune
+from spo_bench.training.trie import Response, build_row
+
+
+def run(work: Work) -> None:
+    """Write the fine-tuned policy and ``train.jsonl``. Config: settings (of the loop), numerics. Inputs: model, data:NAME."""
+    torch.manual_seed(work.config["settings"]["seed"])
+    model = load_policy(work.inputs["model"], work.numerics, trust_remote_code=work.local["trust_remote_code"])
+    records = [row for name in sorted(work.inputs) if name.startswith("data:") for row in load_split(work.inputs[name], "sft")]
+    if not records:
+        raise StageError("supervised fine-tuning was asked for, but no task of this matrix has demonstrations (split sft)")
+    rows = [build_row(np.asarray(r["prompt_ids"]), [Response(np.asarray(r["chosen_ids"]))]) for r in records]
+    steps: list[dict[str, object]] = []
+    finetune(model, rows, TrainSettings.for_rows(work.config["settings"], len(rows)), work.numerics, steps.append)
+    save_policy(model, load_tokenizer(work.inputs["model"]), work.out)
+    write_jsonl(work.out / "train.jsonl", steps)

@@ -1,0 +1,175 @@
+"""train: one policy, by one method, with or without SPO."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from spo_bench.errors import StageError
+from spo_bench.files import read_jsonl, write_json, write_jsonl
+from spo_bench.methods import get_method
+from spo_bench.models.chat import completion_ids
+from spo_bench.models.policy import add_lora, load_policy, load_tokenizer, save_policy
+from spo_bench.spo.degrade import degraded_copies, degree_labels
+from spo_bench.spo.head import DegreeHead, bin_counts, degree_loss
+from spo_bench.spo.settings import SpoSettings
+from spo_bench.stages.base import Work
+from spo_bench.stages.data import load_split, training_rows
+from spo_bench.stages.reference import load as load_reference
+from spo_bench.training.examples import SIDES, Copy, Example, micro_batches, stream_seed
+from spo_bench.training.forward import hidden_states, pool
+from spo_bench.training.loop import Bins, TrainSettings, fit, peak_memory
+from spo_bench.training.objective import Objective, Reference
+from spo_bench.training.probe import trie_obstacle
+
+
+def run(work: Work) -> None:
+    """Write ``policy/`` (a Hugging Face directory), ``train.jsonl`` and ``summary.json``.
+
+    Config: method {name, version, hyperparameters}, spo (settings or null), settings (of the loop), lora, fraction (of the
+    training rows), max_length, gradient_checkpointing, numerics. Inputs: policy, data, reference, and mismatched, samples where the method or SPO needs them.
+    """
+    started = time.perf_counter()
+    method = get_method(work.config["method"]["name"])
+    spo = SpoSettings(**work.config["spo"]["settings"]) if work.config["spo"] else None
+    tokenizer = load_tokenizer(work.inputs["policy"])
+    records = training_rows(work)
+    settings = TrainSettings.for_rows(work.config["settings"], len(records))
+    on_policy = _samples(work.inputs["samples"]) if spo is not None and spo.text == "on_policy" else None
+    limit = work.config["max_length"]
+    examples = [example(record, tokenizer, spo, settings.seed, limit, on_policy) for record in records]
+
+    model = load_policy(work.inputs["policy"], work.numerics, trust_remote_code=work.local["trust_remote_code"])
+    obstacle = trie_obstacle(model, limit) if settings.packing == "trie" else None
+    if obstacle is not None:
+        settings = replace(settings, packing="separate")
+    if work.config["lora"]:
+        model = add_lora(model, work.config["lora"], stream_seed(settings.seed, "adapter"))
+    else:
+        model.requires_grad_(True)
+    if work.config["gradient_checkpointing"]:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.enable_input_require_grads()
+    head = DegreeHead(model.config.hidden_size, spo, seed=stream_seed(settings.seed, "head")) if spo else None
+    objective = Objective(
+        model=model,
+        head=head.to(work.numerics.device) if head else None,
+        method=method,
+        hyper=work.config["method"]["hyperparameters"],
+        spo=spo,
+        reference=reference(work.inputs, records, settings),
+        numerics=work.numerics,
+    )
+    steps: list[dict[str, Any]] = []
+    fit(objective, examples, settings, steps.append)
+    write_jsonl(work.out / "train.jsonl", steps)
+    save_policy(model, tokenizer, work.out / "policy")
+    summary = summarise(examples, steps, settings, time.perf_counter() - started, torch.device(work.numerics.device))
+    if head is not None and spo is not None:
+        held_out = [example(r, tokenizer, spo, settings.seed, limit, None) for r in load_split(work.inputs["data"], "eval")]
+        summary["degrees"] = degree_accuracy(objective, held_out, settings)
+    write_json(work.out / "summary.json", {**summary, "packing": settings.packing, "packing_fallback": obstacle})
+
+
+def example(
+    record: Mapping[str, Any], tokenizer: Any, spo: SpoSettings | None, seed: int, max_length: int, on_policy: Mapping[str, str] | None
+) -> Example:
+    """Return a row as the loop sees it, with its degraded copies if there is SPO.
+
+    The copies of an answer that was cut at ``max_length`` are cut there too.
+    """
+    prompt = np.asarray(record["prompt_ids"], dtype=np.int64)
+    copies: list[Copy] = []
+    if spo is not None:
+        texts = {0: on_policy[record["id"]]} if on_policy is not None else {i: record[side] for i, side in enumerate(SIDES) if spo.side in (side, "both")}
+        for side, text in texts.items():
+            for degree, copy in zip(degree_labels(text, spo, seed), degraded_copies(text, spo, seed), strict=True):
+                if copy is not None:
+                    ids = completion_ids(tokenizer, copy)[: max_length - len(prompt)]
+                    copies.append(Copy(np.asarray(ids, dtype=np.int64), degree, side))
+    return Example(
+        id=record["id"],
+        prompt=prompt,
+        chosen=np.asarray(record["chosen_ids"], dtype=np.int64),
+        rejected=np.asarray(record["rejected_ids"], dtype=np.int64),
+        copies=tuple(copies),
+    )
+
+
+def _samples(directory: Path) -> dict[str, str]:
+    return {row["id"]: row["answer"] for row in read_jsonl(directory / "samples.jsonl")}
+
+
+def reference(inputs: Mapping[str, Path], records: Sequence[Mapping[str, Any]], settings: TrainSettings) -> Reference:
+    """Read the frozen log-probabilities of the training rows.
+
+    Raises:
+        StageError: a row is missing or has another length than its completion.
+    """
+    tokens = load_reference(inputs["reference"] / "train.safetensors")[: len(records)]
+    for record, (chosen, rejected) in zip(records, tokens, strict=True):
+        if len(chosen) != len(record["chosen_ids"]) or len(rejected) != len(record["rejected_ids"]):
+            raise StageError(f"the reference of row {record['id']} has another length than its completions")
+    pairs = None
+    if "mismatched" in inputs:
+        stored = load_reference(inputs["mismatched"] / "mismatched.safetensors")
+        flat = torch.tensor([[float(a.sum(dtype=np.float64)), float(b.sum(dtype=np.float64))] for a, b in stored])
+        pairs = flat.view(settings.steps, -1, 2)
+    return Reference(
+        tokens=tokens,
+        sums=torch.tensor([[float(a.sum(dtype=np.float64)), float(b.sum(dtype=np.float64))] for a, b in tokens]),
+        lengths=torch.tensor([[len(a), len(b)] for a, b in tokens]),
+        mismatched=pairs,
+    )
+
+
+@torch.no_grad()
+def degree_accuracy(objective: Objective, examples: Sequence[Example], settings: TrainSettings) -> dict[str, Any]:
+    """Return the head's accuracy on held-out rows: overall, [correct, count] by row and by length bin of the copies."""
+    if objective.head is None or objective.spo is None:
+        raise StageError("degree accuracy was asked for without SPO")
+    objective.model.eval()
+    bins, by_row = Bins(), []
+    for start in range(0, len(examples), settings.batch_size):
+        part = list(examples[start : start + settings.batch_size])
+        for batch in micro_batches(part, np.arange(len(part)), settings.micro_tokens, settings.packing == "trie", False):
+            packed = batch.to(torch.device(objective.numerics.device))
+            with objective.numerics.autocast():
+                layer = hidden_states(objective.model, packed.pack, objective.spo.layer)[1]
+            pooled, lengths = pool(layer, packed.pack, objective.spo.pool)
+            degrees, sides = (torch.from_numpy(v).to(pooled.device) for v in (batch.degrees, batch.sides))
+            _, predicted = degree_loss(objective.head, pooled, degrees, lengths, sides, objective.spo)
+            correct = (predicted == degrees).cpu()
+            bins.add(bin_counts(lengths, predicted == degrees))
+            counts = [len(part[place].copies) for place in batch.places]
+            for place, hits in zip(batch.places, torch.split(correct, counts), strict=True):
+                by_row.append({"id": part[place].id, "correct": int(hits.sum()), "count": len(hits)})
+    total = sum(row["count"] for row in by_row)
+    return {"accuracy": sum(row["correct"] for row in by_row) / total if total else None, "rows": by_row, "bins": bins.counts}
+
+
+def summarise(
+    examples: Sequence[Example], steps: Sequence[Mapping[str, Any]], settings: TrainSettings, seconds: float, device: torch.device
+) -> dict[str, Any]:
+    """Return costs: tokens a pair as trained, as a trie and as separate sequences; seconds; peak memory in bytes."""
+    trie, separate = 0, 0
+    for item in examples:
+        trie += item.row()[0].size
+        separate += item.row(share=False)[0].size
+    step_seconds = sum(row["seconds"] for row in steps)
+    return {
+        "tokens_per_pair": sum(row["tokens"] for row in steps) / sum(row["pairs"] for row in steps),
+        "tokens_per_pair_trie": trie / len(examples),
+        "tokens_per_pair_separate": separate / len(examples),
+        "steps": settings.steps,
+        "seconds": seconds,
+        "step_seconds": step_seconds,
+        "pairs_per_second": sum(row["pairs"] for row in steps) / step_seconds,
+        "peak_memory": peak_memory(device),
+    }

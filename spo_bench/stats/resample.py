@@ -1,0 +1,135 @@
+"""Bootstrap intervals and sign-flip tests over prompts, or over clusters of prompts. Deterministic: own generator, fixed seed."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+Floats = NDArray[np.float64]
+Kind = Literal["counts", "signs"]
+
+RESAMPLES = 4000
+FLIPS = 9999
+EXACT = 12
+"""Up to this many units all 2^n sign patterns are tried instead of ``FLIPS`` random ones."""
+
+_SEED = 20240917
+_KEPT = 1024  # draws for at most so many units are kept in memory (at most 80 MB a matrix), larger ones are made in blocks
+_ROWS = 256
+
+
+def interval(
+    values: ArrayLike, confidence: float = 0.95, clusters: Sequence[Any] | None = None
+) -> tuple[float, float, float, int]:
+    """Return (mean, low, high, n) of one cell's metric over prompts.
+
+    Args:
+        values: shape (prompts,), any unit; NaN = invalid and left out.
+        confidence: two-sided level in (0, 1).
+        clusters: a label a prompt; prompts of one label are drawn together. None: each prompt stands alone.
+
+    The interval is a bootstrap over clusters, percentile, widened for few units (``bootstrap``). Values that are all 0 or 1,
+    unclustered, get Wilson's interval instead, which stays honest at 0 of n and n of n. n counts the valid prompts.
+    No valid prompt: mean, low and high are NaN. One unit: low and high are NaN, since it shows no spread.
+    """
+    check_confidence(confidence)
+    flat = np.asarray(values, dtype=np.float64).reshape(-1)
+    valid = np.isfinite(flat)
+    kept = flat[valid]
+    if not kept.size:
+        return math.nan, math.nan, math.nan, 0
+    if clusters is None and kept.size > 1 and bool(np.isin(kept, (0.0, 1.0)).all()):
+        mean = float(kept.mean())
+        low, high = stats.binomtest(int(kept.sum()), kept.size).proportion_ci(confidence, method="wilson")
+        return mean, min(float(low), mean), max(float(high), mean), int(kept.size)
+    sums, counts = by_cluster(kept, cluster_numbers(clusters, flat.size)[valid])
+    mean, low, high = bootstrap(sums, counts, confidence)
+    return mean, low, high, int(kept.size)
+
+
+def bootstrap(sums: Floats, counts: Floats, confidence: float) -> tuple[float, float, float]:
+    """Return (mean, low, high) of a mean over prompts by a bootstrap over units.
+
+    Args:
+        sums, counts: shape (units,): the sum of the values of a unit's prompts, and their number.
+
+    Percentile interval whose tails are widened by sqrt(n / (n - 1)) and from normal to t(n - 1), which repairs its
+    undercoverage at few units (the "expanded percentile" interval of Hesterberg, 2015, arXiv 1411.5279, section 5.3).
+    """
+    n = sums.size
+    mean = float(sums.sum() / counts.sum())
+    if n < 2:
+        return mean, math.nan, math.nan
+    means = np.concatenate([(block @ sums) / (block @ counts) for block in _draws("counts", n)])
+    tail = stats.norm.cdf(math.sqrt(n / (n - 1)) * stats.t.ppf((1 - confidence) / 2, n - 1))
+    low, high = np.quantile(means, (tail, 1 - tail))
+    return mean, min(float(low), mean), max(float(high), mean)
+
+
+def sign_flip(sums: Floats) -> float:
+    """Return the two-sided p of a zero mean by flipping the sign of whole units; ``sums`` has shape (units,).
+
+    Exact for at most ``EXACT`` units; else (1 + hits) / (1 + FLIPS) over random patterns (Phipson and Smyth, 2010).
+    """
+    n = sums.size
+    observed = abs(float(sums.sum()))
+    floor = observed - 1e-9 * max(1e-300, float(np.abs(sums).sum()))  # sums in another order differ in the last bits
+    if n <= EXACT:
+        patterns = np.array(list(itertools.product((1.0, -1.0), repeat=n)))
+        return float(np.mean(np.abs(patterns @ sums) >= floor))
+    hits = sum(int(np.count_nonzero(np.abs(block @ sums) >= floor)) for block in _draws("signs", n))
+    return (1 + hits) / (1 + FLIPS)
+
+
+def cluster_numbers(clusters: Sequence[Any] | None, size: int) -> NDArray[np.intp]:
+    """Return a cluster number a prompt, shape (prompts,); a missing label (None) means the prompt stands alone."""
+    if clusters is None:
+        return np.arange(size)
+    if len(clusters) != size:
+        raise ValueError(f"{len(clusters)} cluster labels for {size} prompts: give one label a prompt")
+    names = [("alone", i) if label is None else ("label", label) for i, label in enumerate(clusters)]
+    seen: dict[tuple[str, Any], int] = {}
+    return np.array([seen.setdefault(name, len(seen)) for name in names], dtype=np.intp)
+
+
+def by_cluster(values: Floats, numbers: NDArray[np.intp]) -> tuple[Floats, Floats]:
+    """Return (sums, counts), each (clusters,), of values (prompts,) under their cluster numbers."""
+    _, numbers = np.unique(numbers, return_inverse=True)
+    return np.bincount(numbers, weights=values).astype(np.float64), np.bincount(numbers).astype(np.float64)
+
+
+def check_confidence(confidence: float) -> None:
+    """Raise ValueError unless the level lies strictly between 0 and 1."""
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence {confidence}: a level lies strictly between 0 and 1, such as 0.95")
+
+
+def _draws(kind: Kind, n: int) -> Iterator[Floats]:
+    if n <= _KEPT:
+        yield _kept(kind, n)
+    else:
+        yield from _made(kind, n)
+
+
+@lru_cache(maxsize=6)
+def _kept(kind: Kind, n: int) -> Floats:
+    return np.concatenate(list(_made(kind, n)))
+
+
+def _made(kind: Kind, n: int) -> Iterator[Floats]:
+    rng = np.random.default_rng((_SEED, n))
+    total = RESAMPLES if kind == "counts" else FLIPS
+    for start in range(0, total, _ROWS):
+        rows = min(_ROWS, total - start)
+        if kind == "signs":
+            yield np.where(rng.integers(0, 2, (rows, n)) == 1, 1.0, -1.0)
+        else:
+            drawn = rng.integers(0, n, (rows, n)) + np.arange(rows)[:, None] * n
+            yield np.bincount(drawn.reshape(-1), minlength=rows * n).reshape(rows, n).astype(np.float64)

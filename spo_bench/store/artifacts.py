@@ -1,0 +1,113 @@
+"""The store: artifacts under a key made of everything that can change their numbers.
+
+Layout: ``ROOT/KIND/KEY/`` holds an artifact's files and ``DONE``, which is written last and repeats the identity the key was
+made from. A directory without ``DONE`` does not exist for a reader.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from spo_bench.files import canonical_json, read_json, write_json
+
+IDENTITY_FORMAT = 1  # raised when the way keys are made changes; then every key changes, knowingly
+
+
+def digest(value: Any) -> str:
+    """Return the key of a JSON value: the first 32 hex digits of the SHA-256 of its canonical text."""
+    return sha256(canonical_json({"format": IDENTITY_FORMAT, "value": value}).encode()).hexdigest()[:32]
+
+
+class Store:
+    """Artifacts on a local path.
+
+    Args:
+        root: the directory; made when the first artifact is.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = Path(root).expanduser().absolute()
+
+    def path(self, kind: str, key: str) -> Path:
+        """Return where an artifact is, or would be."""
+        return self.root / kind / key
+
+    def has(self, kind: str, key: str) -> bool:
+        """Say whether the artifact is there and complete."""
+        return (self.path(kind, key) / "DONE").is_file()
+
+    def identity(self, kind: str, key: str) -> Mapping[str, Any] | None:
+        """Return the identity a finished artifact was made from, None where there is no such artifact."""
+        if not self.has(kind, key):
+            return None
+        value: Mapping[str, Any] = read_json(self.path(kind, key) / "DONE")["identity"]
+        return value
+
+    def make(self, kind: str, key: str, identity: Mapping[str, Any], build: Callable[[Path], None]) -> Path:
+        """Return the artifact's directory, building it first where it is missing.
+
+        ``build`` writes into a directory beside the final place, which is renamed when it has finished; what it leaves when
+        it fails is removed. Processes that want the same artifact wait for the one that builds it.
+        """
+        final = self.path(kind, key)
+        if self.has(kind, key):
+            return final
+        with self._lock(kind, key):
+            if self.has(kind, key):
+                return final
+            part = final.with_name(f"{key}.part")
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir(parents=True)
+            try:
+                build(part)
+                write_json(part / "DONE", {"kind": kind, "key": key, "identity": identity})
+                shutil.rmtree(final, ignore_errors=True)  # an incomplete directory from before
+                os.replace(part, final)
+            finally:
+                shutil.rmtree(part, ignore_errors=True)
+        return final
+
+    @contextmanager
+    def _lock(self, kind: str, key: str) -> Iterator[None]:
+        """Hold the artifact's lock; the system releases it when its owner dies."""
+        directory = self.root / "locks"
+        directory.mkdir(parents=True, exist_ok=True)
+        with (directory / f"{kind}-{key}").open("w") as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+
+
+def file_hash(path: Path) -> str:
+    """Return the SHA-256 of a file's content."""
+    state = sha256()
+    with path.open("rb") as handle:
+        while block := handle.read(1 << 20):
+            state.update(block)
+    return state.hexdigest()
+
+
+class HashCache:
+    """Hashes of large files, remembered by path, size and modification time, so that planning does not read weights twice."""
+
+    def __init__(self, root: Path) -> None:
+        self._path = Path(root).expanduser().absolute() / "file-hashes.json"
+        try:
+            self._known: dict[str, str] = read_json(self._path)
+        except (OSError, ValueError):
+            self._known = {}
+
+    def hash(self, path: Path) -> str:
+        """Return the SHA-256 of a file's content."""
+        state = path.stat()
+        mark = f"{path.resolve()}|{state.st_size}|{state.st_mtime_ns}"
+        if mark not in self._known:
+            self._known[mark] = file_hash(path)
+            write_json(self._path, self._known)
+        return self._known[mark]

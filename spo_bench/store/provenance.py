@@ -1,0 +1,61 @@
+"""Where a number comes from: code, packages, hardware, command."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import spo_bench
+
+PACKAGES = ("torch", "transformers", "peft", "tokenizers", "datasets", "numpy", "scipy", "statsmodels", "evaluate", "rouge-score")
+
+
+def provenance() -> Mapping[str, Any]:
+    """Return what was running: version, git commit and whether the tree was dirty, packages, hardware, command."""
+    return {
+        "spo_bench": spo_bench.__version__,
+        "git": _git(Path(spo_bench.__file__).parent),
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "hardware": {"machine": platform.machine(), "system": platform.platform(), "processor": _processor(), "cores": os.cpu_count()},
+        "command": " ".join(["spo-bench", *sys.argv[1:]]) if Path(sys.argv[0]).name in ("spo-bench", "main.py") else "python",
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor()
+
+
+def _git(directory: Path) -> Mapping[str, Any] | None:
+    """Return commit and dirty flag of the checkout the package lies in, None for an installed package."""
+    if not (directory.parent / ".git").exists():
+        return None
+    try:
+        commit = _run("rev-parse", "HEAD", directory=directory)
+        return {"commit": commit, "dirty": bool(_run("status", "--porcelain", directory=directory))}
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _run(*words: str, directory: Path) -> str:
+    done = subprocess.run(["git", *words], cwd=directory, capture_output=True, text=True, check=True)  # noqa: S603, S607
+    return done.stdout.strip()

@@ -1,0 +1,122 @@
+"""From tokenised rows to tries: which responses a row carries, and which rows a step sees."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from spo_bench.training.trie import Ints, Pack, Response, TrieRow, build_row, pack, split_by_budget
+
+SIDES = ("chosen", "rejected")
+
+
+@dataclass(frozen=True)
+class Copy:
+    """A response of known degree, as the degree head sees it: 0 is intact. ``side`` indexes SIDES."""
+
+    tokens: Ints
+    degree: int
+    side: int
+
+
+@dataclass(frozen=True)
+class Example:
+    """A tokenised row: prompt, two completions, and the copies whose degree is to be told (none without SPO)."""
+
+    id: str
+    prompt: Ints
+    chosen: Ints
+    rejected: Ints
+    copies: tuple[Copy, ...] = ()
+
+    def row(self, others: Sequence[Ints] = (), share: bool = True) -> tuple[TrieRow, list[Copy]]:
+        """Return the row's trie and its pooled copies, in the order the pack numbers them.
+
+        Scored responses come in the order chosen, rejected, then ``others`` (completions of other prompts). An intact copy of
+        a scored response is that response, so it costs nothing, shared or not.
+        """
+        copies = list(self.copies)
+        responses, pooled = [], []
+        for side, tokens in enumerate((self.chosen, self.rejected, *others)):
+            same = [i for i, c in enumerate(copies) if c.side == side and np.array_equal(c.tokens, tokens)]
+            pooled += [copies.pop(i) for i in same[:1]]
+            responses.append(Response(tokens, scored=True, pooled=bool(same)))
+        responses += [Response(copy.tokens, scored=False, pooled=True) for copy in copies]
+        return build_row(self.prompt, responses, share=share), pooled + copies
+
+
+def stream_seed(seed: int, *names: str | int) -> int:
+    """Return the seed of a named random stream (order, init, dropout, ...): different names never share numbers."""
+    text = "/".join(str(part) for part in (seed, *names))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
+
+
+def step_rows(count: int, batch_size: int, steps: int, seed: int) -> list[Ints]:
+    """Return the rows of every optimizer step, a function of the arguments alone.
+
+    Each epoch is a fresh permutation; the rows left over at its end are carried by no step, so that every step has the same
+    number of pairs. The baseline and its twin call this with the same arguments.
+    """
+    size = min(batch_size, count)
+    per_epoch = count // size
+    epochs: dict[int, Ints] = {}
+    plan = []
+    for step in range(steps):
+        epoch, place = divmod(step, per_epoch)
+        if epoch not in epochs:
+            epochs = {epoch: np.random.default_rng(stream_seed(seed, "order", epoch)).permutation(count)}
+        plan.append(epochs[epoch][place * size : (place + 1) * size])
+    return plan
+
+
+def mismatched(rows: Ints) -> list[tuple[int, int]]:
+    """Return (prompt's row, completion's row) with every prompt given the next row's completions (KTO's estimate of the KL)."""
+    return [(int(a), int(b)) for a, b in zip(rows, np.roll(rows, -1), strict=True)]
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """The part of a step's rows that goes through one forward pass.
+
+    Attributes:
+        pack: the rows' tries side by side.
+        places: positions of the rows within the step, shape (rows,).
+        scored_per_row: number of scored responses a row carries.
+        degrees, sides: of every pooled copy, shape (pooled,).
+    """
+
+    pack: Pack
+    places: Ints
+    scored_per_row: int
+    degrees: Ints
+    sides: Ints
+
+    def to(self, device: torch.device) -> MicroBatch:
+        """Return the micro-batch with its pack on another device."""
+        return replace(self, pack=self.pack.to(device))
+
+
+def micro_batches(examples: Sequence[Example], rows: Ints, budget: int, share: bool, with_mismatched: bool) -> list[MicroBatch]:
+    """Cut a step's rows into forward passes of at most ``budget`` tokens each."""
+    partners = dict(mismatched(rows)) if with_mismatched else {}
+    built = []
+    for index in rows.tolist():
+        other = examples[partners[index]] if partners else None
+        built.append(examples[index].row((other.chosen, other.rejected) if other else (), share))
+    batches = []
+    for places in split_by_budget([trie.size for trie, _ in built], budget):
+        copies = [copy for place in places for copy in built[place][1]]
+        batches.append(
+            MicroBatch(
+                pack=pack([built[place][0] for place in places], shared=share),
+                places=np.asarray(places, dtype=np.int64),
+                scored_per_row=4 if partners else 2,
+                degrees=np.asarray([copy.degree for copy in copies], dtype=np.int64),
+                sides=np.asarray([copy.side for copy in copies], dtype=np.int64),
+            )
+        )
+    return batches

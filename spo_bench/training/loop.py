@@ -1,0 +1,204 @@
+"""The training loop: one for every method, with or without SPO."""
+
+from __future__ import annotations
+
+import math
+import resource
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spo_bench.errors import StageError
+from spo_bench.training.examples import Example, MicroBatch, micro_batches, step_rows, stream_seed
+from spo_bench.training.objective import Objective
+
+# What policy and reference may differ by at step 0, in nats per token: (mean, largest). Different packs of the same tokens
+# round differently; a wrong reference, template, adapter or dropout is off by far more.
+START_TOLERANCE = {"float32": (2e-4, 5e-3), "bfloat16": (2e-2, 5e-1)}
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """What the loop needs to know; names and meanings are those of the spec's ``train``."""
+
+    batch_size: int
+    steps: int
+    learning_rate: float
+    schedule: str
+    warmup: float
+    weight_decay: float
+    clip: float
+    micro_tokens: int
+    packing: str
+    seed: int
+
+    @classmethod
+    def for_rows(cls, config: Mapping[str, Any], rows: int) -> TrainSettings:
+        """Return the settings of a spec (with ``epochs`` and ``max_steps``) for a number of rows.
+
+        ``max_steps`` overrides ``epochs``; it is at least one step either way.
+        """
+        rest = {key: value for key, value in config.items() if key not in ("epochs", "max_steps")}
+        per_epoch = max(1, rows // config["batch_size"])
+        return cls(**rest, steps=config["max_steps"] or max(1, round(config["epochs"] * per_epoch)))
+
+
+def learning_rate_at(settings: TrainSettings, step: int) -> float:
+    """Return the learning rate of a step: linear warm-up over the first share of steps, then cosine, linear or constant."""
+    warm = round(settings.warmup * settings.steps)
+    if step < warm:
+        return settings.learning_rate * (step + 1) / (warm + 1)
+    done = (step - warm) / max(1, settings.steps - warm)
+    factor = {"cosine": 0.5 * (1 + math.cos(math.pi * done)), "linear": 1 - done, "constant": 1.0}[settings.schedule]
+    return settings.learning_rate * factor
+
+
+def descend(optimizer: torch.optim.Optimizer, weights: Sequence[torch.nn.Parameter], rate: float, clip: float) -> Tensor:
+    """Take one step at a learning rate with the gradient clipped to a norm; return the norm before clipping."""
+    norm = torch.nn.utils.clip_grad_norm_(weights, clip)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return norm
+
+
+def fit(objective: Objective, examples: Sequence[Example], settings: TrainSettings, log: Callable[[dict[str, Any]], None]) -> None:
+    """Train a policy (and the degree head, if there is one) in place; ``log`` gets one row a step.
+
+    Rows, their order, and every random stream depend on the data and the seed alone, so a baseline and its SPO twin see the
+    same.
+
+    Raises:
+        StageError: policy and reference disagree at step 0, the first loss is not what it must be, or a number is not finite.
+    """
+    model, head, method = objective.model, objective.head, objective.method
+    device = torch.device(objective.numerics.device)
+    policy_weights = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(policy_weights, weight_decay=settings.weight_decay, fused=True)
+    # The head starts from random weights, so it has a rate of its own; and it is clipped apart, so that its gradient never
+    # scales the policy's step: with the trunk detached, the policy is the baseline's to the bit.
+    head_weights = list(head.parameters()) if head else []
+    head_optimizer = torch.optim.AdamW(head_weights, weight_decay=0.0, fused=True) if head_weights else None
+    plan = step_rows(len(examples), settings.batch_size, settings.steps, settings.seed)
+
+    for step, rows in enumerate(plan):
+        started = time.perf_counter()
+        batches = micro_batches(examples, rows, settings.micro_tokens, settings.packing == "trie", method.needs_kl)
+        batches = [batch.to(device) for batch in batches]
+        if step == 0:
+            check_start(objective, batches, rows)
+        model.train()
+        torch.manual_seed(stream_seed(settings.seed, "dropout", step))
+        copies = sum(len(batch.degrees) for batch in batches)
+        coupled = method.batch_coupled and len(batches) > 1
+        upstream = objective.whole_step_gradient(batches, rows, step) if coupled else None
+        logged, bins = Sums(), Bins()
+        for batch in batches:
+            sums, _, layer = objective.forward(batch)
+            pairs = objective.pairs(sums, rows[batch.places], step, batch.places)
+            gradient = (upstream[0][batch.places], upstream[1]) if upstream else None
+            loss, parts = objective.alignment(pairs, len(batch.places) / len(rows), gradient)
+            logged.add(parts)
+            if head is not None and copies:
+                degree, degree_parts, counts = objective.degree(layer, batch, step, copies)
+                loss = loss + degree
+                logged.add({**degree_parts, "weighted_degree_loss": degree.detach()})
+                bins.add(counts)
+            loss.backward()  # type: ignore[no-untyped-call]
+        grad_norm = descend(optimizer, policy_weights, learning_rate_at(settings, step), settings.clip)
+        if head_optimizer is not None and objective.spo is not None:
+            head_rate = learning_rate_at(replace(settings, learning_rate=objective.spo.head_learning_rate), step)
+            descend(head_optimizer, head_weights, head_rate, settings.clip)
+
+        row = {"step": step, "loss": 0.0, **logged.values(), "grad_norm": float(grad_norm)}
+        row["loss"] = row["alignment_loss"] + row.pop("weighted_degree_loss", 0.0)
+        if not all(math.isfinite(value) for value in row.values()):
+            ids = ", ".join(examples[i].id for i in rows[:8])
+            wrong = ", ".join(f"{key} {value}" for key, value in row.items() if not math.isfinite(value))
+            raise StageError(f"{wrong} at step {step}; rows {ids}{', …' if len(rows) > 8 else ''}")
+        row |= {"learning_rate": learning_rate_at(settings, step), "tokens": sum(len(batch.pack.tokens) for batch in batches), "pairs": len(rows)}
+        if head is not None:
+            row["degree_accuracy_bins"] = bins.counts
+        log({**row, "seconds": time.perf_counter() - started, "peak_memory": peak_memory(device)})
+    model.eval()
+
+
+def check_start(objective: Objective, batches: Sequence[MicroBatch], rows: np.ndarray[Any, Any]) -> None:
+    """Assert, before the first step, that the policy is the reference and the loss has its analytic value.
+
+    Raises:
+        StageError: with the largest difference, or both losses.
+    """
+    objective.model.eval()
+    gaps = []
+    with torch.no_grad():
+        outputs = [objective.forward(batch) for batch in batches]
+        for batch, (_, values, _) in zip(batches, outputs, strict=True):
+            frozen = [objective.reference.tokens[row] for row in rows[batch.places]]
+            own = torch.split(values, torch.bincount(batch.pack.token_owner, minlength=batch.pack.scored).tolist())
+            for place, pair in enumerate(frozen):
+                for side in (0, 1):
+                    gaps.append(np.abs(own[place * batch.scored_per_row + side].cpu().numpy() - pair[side]))
+        places = np.concatenate([batch.places for batch in batches])
+        sums = torch.cat([output[0] for output in outputs])
+        pairs = objective.pairs(sums, rows[places], 0, places)
+        frozen_sums = sums.clone()
+        if pairs.reference_chosen is not None and pairs.reference_rejected is not None:
+            frozen_sums[:, 0], frozen_sums[:, 1] = pairs.reference_chosen, pairs.reference_rejected
+        losses = float(objective.method.loss(pairs, objective.hyper).mean())
+        expected = float(objective.method.loss(objective.pairs(frozen_sums, rows[places], 0, places), objective.hyper).mean())
+    gap = np.concatenate(gaps)
+    mean, largest = START_TOLERANCE[objective.numerics.dtype]
+    if gap.mean() > mean or gap.max() > largest:
+        raise StageError(
+            f"policy and reference disagree at step 0: per-token log-probabilities differ by {gap.mean():.3g} on average and "
+            f"{gap.max():.3g} at most (allowed {mean:g} and {largest:g} nats)"
+        )
+    if objective.method.at_start is not None:
+        expected = objective.method.at_start(objective.hyper)
+    # A summed log-ratio of rounding errors, times whatever slope the method has.
+    tolerance = (1e-3 if objective.numerics.dtype == "float32" else 1e-1) * max(1.0, abs(expected))
+    if abs(losses - expected) > tolerance:
+        raise StageError(f"the loss of {objective.method.name} at step 0 is {losses:.6g}, it must be {expected:.6g} where policy and reference agree")
+
+
+class Sums:
+    """Named sums that stay on the device until they are read once a step."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+
+    def add(self, parts: Mapping[str, Tensor]) -> None:
+        """Add each part to the sum of its name."""
+        for name, value in parts.items():
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+
+    def values(self) -> dict[str, float]:
+        """Return the sums as numbers."""
+        return {name: float(value) for name, value in self._sums.items()}
+
+
+class Bins:
+    """[correct, count] by length bin, summed over micro-batches."""
+
+    def __init__(self) -> None:
+        self.counts: dict[str, list[int]] = {}
+
+    def add(self, counts: Mapping[str, Sequence[int]]) -> None:
+        """Add counts by bin."""
+        for name, (correct, count) in counts.items():
+            old = self.counts.get(name, [0, 0])
+            self.counts[name] = [old[0] + correct, old[1] + count]
+
+
+def peak_memory(device: torch.device) -> int:
+    """Return the most memory held so far, bytes: by tensors on a GPU, by this process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,38 @@
+"""Log-probabilities without gradient: the reference pass, held-out pairs, samples under policy and reference."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from spo_bench.models.numerics import Numerics
+from spo_bench.training.forward import hidden_states, token_log_probs
+from spo_bench.training.trie import Ints, Response, build_row, pack, split_by_budget
+
+Floats = NDArray[np.float32]
+
+
+@torch.no_grad()
+def log_probs(
+    model: Any, items: Sequence[tuple[Ints, Sequence[Ints]]], numerics: Numerics, micro_tokens: int, share: bool = True
+) -> list[list[Floats]]:
+    """Return per-token log-probabilities, fp32, nats: for every (prompt, completions) one array a completion."""
+    model.eval()
+    rows = [build_row(prompt, [Response(tokens) for tokens in completions], share) for prompt, completions in items]
+    # Rows of like size share lines without waste; the order of the results is that of the items.
+    order = sorted(range(len(rows)), key=lambda i: rows[i].size)
+    results: list[list[Floats]] = [[] for _ in rows]
+    for group in split_by_budget([rows[i].size for i in order], micro_tokens):
+        members = [order[place] for place in group]
+        batch = pack([rows[i] for i in members], share).to(torch.device(numerics.device))
+        with numerics.autocast():
+            values = token_log_probs(model, hidden_states(model, batch)[0], batch).float().cpu().numpy()
+        lengths = [len(path) for i in members for path in rows[i].paths]
+        arrays = iter(np.split(values, np.cumsum(lengths)[:-1]))
+        for i in members:
+            results[i] = [next(arrays) for _ in rows[i].paths]
+    return results

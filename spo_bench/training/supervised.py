@@ -1,0 +1,56 @@
+"""Supervised fine-tuning on demonstrations: the policy a preference method starts from."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from spo_bench.errors import StageError
+from spo_bench.models.numerics import Numerics
+from spo_bench.training.examples import step_rows, stream_seed
+from spo_bench.training.forward import hidden_states, token_log_probs
+from spo_bench.training.loop import TrainSettings, descend, learning_rate_at, peak_memory
+from spo_bench.training.trie import TrieRow, pack, split_by_budget
+
+
+def finetune(model: Any, rows: Sequence[TrieRow], settings: TrainSettings, numerics: Numerics, log: Callable[[dict[str, Any]], None]) -> None:
+    """Minimise the mean negative log-likelihood of completion tokens, in place; ``log`` gets one row a step.
+
+    Args:
+        model: a causal language model; all weights that require gradients are trained.
+        rows: prompt and scored completion, one trie each.
+        settings: the loop's settings.
+        numerics: device and compute type.
+        log: called with {step, loss, grad_norm, learning_rate, tokens, seconds, peak_memory}.
+
+    Raises:
+        StageError: the loss is not finite.
+    """
+    device = torch.device(numerics.device)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, weight_decay=settings.weight_decay, fused=True)
+    for step, chosen in enumerate(step_rows(len(rows), settings.batch_size, settings.steps, settings.seed)):
+        started = time.perf_counter()
+        model.train()
+        torch.manual_seed(stream_seed(settings.seed, "dropout", step))
+        total = sum(len(path) for i in chosen for path in rows[i].paths)
+        loss_sum, tokens = 0.0, 0
+        for group in split_by_budget([rows[i].size for i in chosen], settings.micro_tokens):
+            batch = pack([rows[chosen[place]] for place in group]).to(device)
+            with numerics.autocast():
+                values = token_log_probs(model, hidden_states(model, batch)[0], batch)
+            loss = -values.sum() / total
+            loss.backward()  # type: ignore[no-untyped-call]
+            loss_sum += float(loss.detach())
+            tokens += len(batch.tokens)
+        rate = learning_rate_at(settings, step)
+        grad_norm = float(descend(optimizer, trained, rate, settings.clip))
+        if not math.isfinite(loss_sum) or not math.isfinite(grad_norm):
+            raise StageError(f"supervised fine-tuning: loss {loss_sum}, gradient norm {grad_norm} at step {step}")
+        seconds = time.perf_counter() - started
+        log({"step": step, "loss": loss_sum, "grad_norm": grad_norm, "learning_rate": rate, "tokens": tokens, "seconds": seconds, "peak_memory": peak_memory(device)})
+    model.eval()
