@@ -131,6 +131,8 @@ class ControlledTask(Task):
 
     def _pair(self, meta: Mapping[str, Any], rng: Random) -> tuple[str, str]:
         while True:
-            scored = sorted(((self.reward(meta, text), text) for text in (self.answer(meta, rng), self.answer(meta, rng))), reverse=True)
+            scored = sorted(
+                ((self.reward(meta, text), text) for text in (self.answer(meta, rng), self.answer(meta, rng))), reverse=True
+            )
             if scored[0][0] - scored[1][0] >= MIN_GAP:
                 return scored[0][1], scored[1][1]

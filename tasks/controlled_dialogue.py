@@ -54,7 +54,9 @@ DOMAINS: Mapping[str, Domain] = {
         {
             "place": Attribute("where does it grow", "grows in {}", ("hills", "moors", "woods", "ravines", "fields", "pastures")),
             "month": Attribute("when does it bloom", "blooms in {}", ("july", "august", "march", "june", "october", "april")),
-            "colour": Attribute("which colour is it", "has {} flowers", ("purple", "pink", "yellow", "crimson", "violet", "white")),
+            "colour": Attribute(
+                "which colour is it", "has {} flowers", ("purple", "pink", "yellow", "crimson", "violet", "white")
+            ),
             "use": Attribute("what is it used for", "is used for {}", ("soap", "brooms", "tea", "medicine", "dye", "fodder")),
         },
     ),
@@ -70,9 +72,13 @@ DOMAINS: Mapping[str, Domain] = {
     "tools": Domain(
         ("lantern", "compass", "anvil", "loom", "kettle", "saddle"),
         {
-            "material": Attribute("what is it made of", "is made of {}", ("glass", "brass", "iron", "timber", "copper", "leather")),
+            "material": Attribute(
+                "what is it made of", "is made of {}", ("glass", "brass", "iron", "timber", "copper", "leather")
+            ),
             "owner": Attribute("who uses it", "is used by {}", ("miners", "sailors", "smiths", "weavers", "cooks", "riders")),
-            "origin": Attribute("which city is it from", "comes from {}", ("venice", "lisbon", "toledo", "ghent", "london", "prague")),
+            "origin": Attribute(
+                "which city is it from", "comes from {}", ("venice", "lisbon", "toledo", "ghent", "london", "prague")
+            ),
             "price": Attribute("what does it cost", "costs {} coins", ("nine", "thirty", "sixty", "eighty", "twelve", "forty")),
         },
     ),
@@ -119,7 +125,7 @@ class _Dialogue(ControlledTask):
         """Draw an answer: each asked fact is stated, left out or wrong, then perhaps a fact too many, filler, and a tone."""
         domain = DOMAINS[meta["domain"]]
         asked = list(meta["asked"])
-        kept = [a for a in asked if rng.random() < 0.8] or [rng.choice(asked)]
+        kept = [a for a in asked if rng.random() < 0.72] or [rng.choice(asked)]
         if rng.random() < 0.08:
             kept.append(rng.choice([a for a in domain.attributes if a not in asked]))
         stated = []

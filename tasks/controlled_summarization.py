@@ -43,7 +43,9 @@ EVENTS: Mapping[str, Mapping[int, Mapping[str, str]]] = {
     },
 }
 WORTH: Mapping[str, int] = {kind: worth for levels in EVENTS.values() for worth, kinds in levels.items() for kind in kinds}
-PLACES: Mapping[str, str] = {kind: place for levels in EVENTS.values() for kinds in levels.values() for kind, place in kinds.items()}
+PLACES: Mapping[str, str] = {
+    kind: place for levels in EVENTS.values() for kinds in levels.values() for kind, place in kinds.items()
+}
 DRAWN = 5  # events a day
 BUDGET = 16  # words; three events said briefly ("a flood at the mill") and the "and" before the last
 
@@ -126,7 +128,8 @@ Summary B:
 {{b}}
 """
 _SCALE = "; ".join(
-    f"{worth} points: {listed([kind for kind, value in WORTH.items() if value == worth])}" for worth in sorted(set(WORTH.values()), reverse=True)
+    f"{worth} points: {listed([kind for kind, value in WORTH.items() if value == worth])}"
+    for worth in sorted(set(WORTH.values()), reverse=True)
 )
 ControlledSummarization.judge_prompt = _JUDGE.format(
     criterion=f"Read only the first {BUDGET} words of each. The better summary covers events worth more points there; an event that "

@@ -1,1 +1,1 @@
-"""TODO"""
+"""What a person types: thin commands that parse, call and print."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import reprlib
 from collections.abc import Callable, Mapping
 from typing import Any, get_args
@@ -14,7 +15,14 @@ from spo_bench.errors import InputError, suggestion
 
 Path = tuple[str | int, ...]
 _SHOWN = 8  # faults named at once
+_brief = reprlib.Repr()
+_brief.maxlevel, _brief.maxstring, _brief.maxother = 2, 80, 80
 _REMEDY = "correct this key; `spo-bench presets show quick` prints a complete spec"
+
+
+def brief(value: Any) -> str:
+    """Write a value of whatever size for a message."""
+    return _brief.repr(value)
 
 
 def fault(given: str, rule: str, remedy: str = "", key: str = "") -> PydanticCustomError:
@@ -51,9 +59,11 @@ def as_input_error(error: ValidationError, model: type[BaseModel], place: Callab
         elif item["type"] == "missing":
             entry = (f"'{path[-1]}' is missing", _rule("it must be given", found), _REMEDY)
         else:
-            text = item["msg"].replace("Input should", "it should").removeprefix("Value error, ")
-            entry = (f"given {reprlib.repr(item['input'])}", _rule(text, found), _REMEDY)
-        faults.setdefault(path, entry)
+            text = re.sub(r"^\w+ should", "it should", item["msg"].removeprefix("Value error, "))
+            entry = (f"given {brief(item['input'])}", _rule(text, found), _REMEDY)
+        # A list whose items are all at fault is reported as too short besides.
+        if item["type"] != "too_short" or not item["input"]:
+            faults.setdefault(path, entry)
     lines = [
         (f"{place(path)}{f', {dotted(path)}' if path else ''}: {given}", rule, remedy)
         for path, (given, rule, remedy) in faults.items()

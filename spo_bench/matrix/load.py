@@ -6,6 +6,7 @@ import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,14 @@ import yaml
 from pydantic import ValidationError
 
 from spo_bench.errors import InputError, suggestion, unknown
-from spo_bench.matrix.faults import as_input_error
+from spo_bench.matrix.faults import as_input_error, brief
 from spo_bench.matrix.spec import TRAINED, Spec
 from spo_bench.models.source import EMBEDDED
 from spo_bench.plugins import find_tasks
 
 PRESETS = Path(__file__).parent / "presets"
 DEFAULT = "quick"
+LARGEST = 100_000  # values in a file; a few nested aliases can stand for billions
 _KEEP = (EMBEDDED, TRAINED)  # names with a meaning of their own, never paths
 Marks = dict[tuple[str | int, ...], str]
 
@@ -167,7 +169,7 @@ def _extended(raw: _Raw, origin: str, folder: Path, chain: tuple[Path, ...]) -> 
     place = _place(raw.marks, ("extends",), origin)
     base = value.pop("extends")
     if not isinstance(base, str):
-        raise InputError(f"{place}, extends: given {base!r}", "extends is one preset's name or one file", "give a name")
+        raise InputError(f"{place}, extends: given {brief(base)}", "extends is one preset's name or one file", "give a name")
     beside = folder / Path(base).expanduser()
     try:
         found = beside if base not in presets() and beside.is_file() else _find(base)
@@ -204,6 +206,8 @@ def parse_yaml(path: Path) -> _Raw:
     loader = _Loader(text)
     try:
         node = loader.get_single_node()
+        if _size(node, {}) > LARGEST:
+            raise ValueError(f"more than {LARGEST} values, aliases written out")
         marks: Marks = {}
         _mark(node, (), _shown(path), marks, set())
         value = loader.construct_document(node) if node is not None else None
@@ -221,6 +225,17 @@ def parse_yaml(path: Path) -> _Raw:
         what = "is empty" if value is None else f"holds a {type(value).__name__}"
         raise InputError(f"{_shown(path)} {what}", "a spec is a mapping of keys to values", "see `spo-bench presets show quick`")
     return _Raw({str(key): item for key, item in value.items()}, marks)
+
+
+def _size(node: yaml.Node | None, known: dict[int, float]) -> float:
+    """Return how many values a node stands for, aliases written out; one that holds itself has no end."""
+    if isinstance(node, yaml.CollectionNode):
+        if id(node) not in known:
+            known[id(node)] = inf
+            children = [child for item in node.value for child in (item if isinstance(item, tuple) else (item,))]
+            known[id(node)] = 1 + sum(_size(child, known) for child in children)
+        return known[id(node)]
+    return 1
 
 
 def _mark(node: yaml.Node | None, path: tuple[str | int, ...], name: str, marks: Marks, seen: set[int]) -> None:

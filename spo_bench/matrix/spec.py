@@ -17,7 +17,7 @@ from pydantic import (
 )
 
 from spo_bench.errors import InputError, suggestion
-from spo_bench.matrix.faults import as_input_error, fault, from_input_error
+from spo_bench.matrix.faults import as_input_error, brief, fault, from_input_error
 from spo_bench.matrix.sections import (
     Count,
     DataAxes,
@@ -183,7 +183,7 @@ class MethodSpec(Section):
     def _own_training(cls, given: Any) -> dict[str, Any]:
         if not isinstance(given, Mapping):
             raise fault(
-                f"given {given!r}", "a mapping of keys of the section train", f"for example train: {{{PER_METHOD[0]}: 1e-6}}"
+                f"given {brief(given)}", "a mapping of keys of the section train", f"for example train: {{{PER_METHOD[0]}: 1e-6}}"
             )
         for key in given:
             if key in TrainSpec.model_fields and key not in PER_METHOD:
@@ -253,7 +253,7 @@ class Spec(Section):
         for place, item in enumerate(value):
             if not isinstance(item, bool | Mapping | SpoSettings):
                 raise fault(
-                    f"item {place} is {item!r}",
+                    f"item {place} is {brief(item)}",
                     "each item is false, true, or a mapping of SPO settings",
                     "for example spo: [false, true]",
                 )

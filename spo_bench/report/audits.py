@@ -33,6 +33,40 @@ def data(results: Results) -> Table:
     return Table("data", "Data", columns, body, [f"{model}/{task}" for model, task, *_ in found], caption)
 
 
+def degree(results: Results) -> Table:
+    """Return how well the head tells degrees late in training, within bins of the copy's token length.
+
+    Removal shortens a text, so a head could tell degrees from length alone; within a bin it cannot do so as easily.
+    """
+    groups: dict[tuple[str, str, str], Counter[str]] = {}
+    for cell in results.done:
+        steps = (
+            [row["degree_accuracy_bins"] for row in cell.rows("train") if row.get("degree_accuracy_bins")] if cell.label else []
+        )
+        for bins in steps[-max(1, len(steps) // 4) :]:
+            counts = groups.setdefault((cell.model, cell.task, cell.name), Counter())
+            for name, (correct, count) in bins.items():
+                counts[f"{name} right"] += correct
+                counts[name] += count
+    found = {key for counts in groups.values() for key in counts if not key.endswith(" right")}
+    bins_seen = sorted(found, key=_bin_start)
+    columns = [Column(key, key.capitalize(), numeric=False) for key in ("model", "task", "method")]
+    columns += [Column("all", "All"), *(Column(name, f"{name} tokens") for name in bins_seen)]
+    body = []
+    for (model, task, method), counts in groups.items():
+        shares = [(counts[name], counts[f"{name} right"]) for name in bins_seen]
+        shares.insert(0, (sum(n for n, _ in shares), sum(right for _, right in shares)))
+        entries = [Entry(right / n, f"{100 * right / n:.1f}", f"({n:,})", n=n) if n else Entry() for n, right in shares]
+        body.append([Entry(model, short_model(model)), Entry(task, task), Entry(method, method), *entries])
+    caption = ["Percent of copies whose degree the head tells right, over the last quarter of the steps (copies in brackets)."]
+    return Table("degree", "Degree accuracy by length", columns, body, [f"{key[0]}/{key[1]}" for key in groups], caption)
+
+
+def _bin_start(name: str) -> tuple[float, str]:
+    digits = "".join(letter if letter.isdigit() else " " for letter in name).split()
+    return (float(digits[0]) if digits else math.inf), name
+
+
 def evaluation(results: Results) -> Table:
     """Return the evaluation audit: per cell, answers and how they ended, and verdicts by outcome."""
     found = [(cell, _checks(cell)) for cell in results.done]

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from . import names
 from .measure import ALPHA, headlines
+from .render import number
 from .results import SFT, Cell, Results, short_model
 from .tables import Numbers
 
@@ -21,7 +22,7 @@ STYLE = {
     "font.family": "DejaVu Sans",  # ships with matplotlib, so a figure looks the same everywhere
     "font.size": 9,
     "axes.titlesize": 9.5,
-    "axes.titleweight": "semibold",
+    "axes.titleweight": "bold",
     "axes.titlelocation": "left",
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -74,6 +75,7 @@ def _finish(name: str, caption: str, size: tuple[float, float], paint: Callable[
         paint(figure)
         png, svg = io.BytesIO(), io.BytesIO()
         figure.savefig(png, format="png", dpi=150, metadata={"Software": None})
+        figure.set_layout_engine("none")  # keep the places just found: finding them is half of the time
         figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
     return Drawing(name, caption, png.getvalue(), svg.getvalue())
 
@@ -182,7 +184,9 @@ def _forest(numbers: Numbers) -> Drawing | None:
     tallest = max(len(rows) for _, _, rows in panels)
 
     def paint(figure: Figure) -> None:
-        axes = figure.subplots(lines, columns, squeeze=False).reshape(-1)
+        figure.set_layout_engine("constrained", wspace=0.08)  # room for the numbers beside a panel
+        same = len({metric for _, metric, _ in panels}) == 1
+        axes = figure.subplots(lines, columns, squeeze=False, sharex=same).reshape(-1)
         for panel, (task, metric, rows) in zip(axes, panels):
             _forest_panel(panel, metric, rows, len(models) > 1)
             panel.set_title(task)
@@ -202,7 +206,7 @@ def _forest_panel(panel: Any, metric: str, rows: Sequence[Mapping[str, Any]], wi
         diff, low, high = (factor * row[key] for key in ("diff", "low", "high"))
         panel.plot([low, high], [at, at], color=SPO, linewidth=1.7, solid_capstyle="round")
         panel.plot(diff, at, "s", color=SPO, markerfacecolor=SPO if significant else "white", markersize=6, markeredgewidth=1.4)
-        text = f"{diff:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]".replace("-", "−")
+        text = "{} [{}, {}]".format(*(number(value, digits, sign=True) for value in (diff, low, high))).replace("-", "−")
         panel.text(1.02, at, text, transform=panel.get_yaxis_transform(), va="center", fontsize=8, color="#3c4149")
     shown = [f"{short_model(row['model'])} · {row['variant']}" if with_model else row["variant"] for row in rows]
     panel.set_yticks(range(len(rows)), shown)
@@ -216,17 +220,15 @@ def _forest_panel(panel: Any, metric: str, rows: Sequence[Mapping[str, Any]], wi
 
 # --- curves: how training went ------------------------------------------------------------------------------------------
 
-_QUANTITIES = (
-    ("alignment_loss", "Preference loss"),
-    ("reward_accuracy", "Reward accuracy"),
-    ("degree_accuracy", "Degree accuracy"),
-)
+_QUANTITIES = {"alignment_loss": "Preference loss", "reward_accuracy": "Reward accuracy", "degree_accuracy": "Degree accuracy"}
 
 
 def _curves(results: Results, model: str, task: str) -> Drawing | None:
     cells = [cell for cell in results.done if (cell.model, cell.task) == (model, task) and cell.method != SFT]
     logs = [(cell, log) for cell in cells if (log := cell.rows("train"))]
-    shown = [(key, title) for key, title in _QUANTITIES if any(row.get(key) is not None for _, log in logs for row in log[:5])]
+    shown = [
+        (key, title) for key, title in _QUANTITIES.items() if any(row.get(key) is not None for _, log in logs for row in log[:5])
+    ]
     if not shown:
         return None
     families = list(dict.fromkeys(cell.family for cell, _ in logs))
@@ -254,9 +256,7 @@ def _curves(results: Results, model: str, task: str) -> Drawing | None:
 
     several = len({cell.model for cell in results.done}) > 1
     where = f"{task} with {short_model(model)}" if several else task
-    caption = (
-        f"Training on {where}: the mean over seeds, smoothed over a twentieth of the steps, with single seeds as thin lines."
-    )
+    caption = f"Training on {where}: mean over seeds, smoothed over a twentieth of the steps; thin lines are single seeds."
     name = "-".join(["training", task, *([short_model(model)] if several else [])])
     return _finish(name, caption, (max(4.5, min(13.0, 3.0 * len(families) + 0.6)), 1.75 * len(shown) + 0.7), paint)
 

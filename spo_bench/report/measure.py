@@ -56,7 +56,8 @@ class Contrast:
             if even is not None:
                 against = np.full(values.shape, even)
             else:
-                assert theirs is not None and baseline is not None  # noqa: S101 - said above, for the type checker
+                assert baseline is not None  # noqa: S101 - it has the metric
+                assert theirs is not None  # noqa: S101 - or the pair was left out above
                 against = theirs.like(reference, f"cells {baseline.id} and {variant.id}, metric '{metric}'")
             rows.append((against, values))
         if reference is None:
@@ -68,7 +69,7 @@ def metric_rows(results: Results) -> list[dict[str, Any]]:
     """Return the rows of metrics.jsonl: a cell and metric each, with interval; scalars have none."""
     rows = []
     for cell in results.done:
-        place = {"cell": cell.id, "model": cell.model, "task": cell.task, "method": cell.method}
+        place: dict[str, Any] = {"cell": cell.id, "model": cell.model, "task": cell.task, "method": cell.method}
         place |= {"spo": cell.row.get("spo", False), "seed": cell.seed, "axes": cell.axes}
         for name, metric in cell.metrics.items():
             mean, low, high, n = interval(metric.values, CONFIDENCE, metric.clusters)
@@ -107,7 +108,7 @@ def contrasts(results: Results, kind: Kind) -> list[Contrast]:
 
 def comparison_rows(results: Results) -> list[dict[str, Any]]:
     """Return the rows of comparisons.jsonl: a contrast and metric each; a family is all contrasts of one kind and metric."""
-    return [row for kind in ("spo", "training") for row in _compared(contrasts(results, kind))]  # type: ignore[arg-type]
+    return [*_compared(contrasts(results, "spo")), *_compared(contrasts(results, "training"))]
 
 
 def _compared(found: Sequence[Contrast]) -> Iterable[dict[str, Any]]:

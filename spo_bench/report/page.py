@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -31,7 +32,9 @@ def page(
     environment.filters["figure"] = _figure
     environment.filters["pretty"] = lambda value: json.dumps(value, indent=2, ensure_ascii=False, default=str)
     provenance = dict(results.run.get("provenance") or {})
-    return environment.get_template("report.html.j2").render(
+    return environment.get_template(
+        "report.html.j2"
+    ).render(
         name=results.name,
         run=results.run,
         counts=_counts(results),
@@ -46,6 +49,7 @@ def page(
         command=_command(provenance),
         provenance=provenance,
         spec=dict(results.spec),
+        started=str(results.run.get("started") or "")[:16].replace("T", " "),
         took=_duration(results.run.get("seconds")),
     )
 
@@ -57,9 +61,8 @@ def _figure(drawing: Drawing) -> Markup:
 
 
 def _counts(results: Results) -> dict[str, int]:
-    return {
-        status: n for status in ("done", "failed", "skipped") if (n := sum(c.row.get("status") == status for c in results.cells))
-    }
+    found = Counter(str(cell.row.get("status")) for cell in results.cells)
+    return {status: found[status] for status in ("done", "failed", "skipped") if found[status]}
 
 
 def _dropped(results: Results) -> list[tuple[str, Mapping[str, Any]]]:

@@ -8,6 +8,7 @@ import io
 import json
 import math
 import re
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -109,6 +110,10 @@ def number(value: float | None, decimals: int, sign: bool = False) -> str:
 # --- markdown -----------------------------------------------------------------------------------------------------------
 
 
+_MD = re.compile(r"([\\|*`]|<(?=[A-Za-z/!?])|\[(?=[^\]]*\][(\[])|(?<!\w)_|_(?!\w))")
+"""What GitHub would take for markup: no bracket of an interval, no underscore within a name."""
+
+
 def to_md(table: Table) -> str:
     """Return a GitHub table with the caption below it."""
     columns = table.visible()
@@ -129,7 +134,7 @@ def _md_entry(entry: Entry) -> str:
 
 
 def _md(text: str) -> str:
-    return re.sub(r"([\\|*`<\[\]]|(?<!\w)_|_(?!\w))", r"\\\1", " ".join(text.split())) if text else ""
+    return _MD.sub(r"\\\1", " ".join(text.split()))
 
 
 def _row(parts: Sequence[str]) -> str:
@@ -152,7 +157,7 @@ _TEX = {
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
-    '"': r"\textquotedbl{}",
+    '"': "''",
     "±": r"$\pm$",
     "[": "{[}",  # a row that starts with [ would be an option of the \\ before it
     "]": "{]}",
@@ -162,8 +167,6 @@ _TEX = {
     "Δ": r"$\Delta$",
     "↑": r"$\uparrow$",
     "↓": r"$\downarrow$",
-    "γ": r"$\gamma$",
-    "β": r"$\beta$",
     "·": r"$\cdot$",
     "–": "--",
     "…": r"\ldots{}",
@@ -172,8 +175,13 @@ _TEX = {
 
 
 def tex_escape(text: str) -> str:
-    """Return text safe for LaTeX, whatever characters a name holds; line breaks become spaces."""
-    return "".join(_TEX.get(letter, letter) for letter in " ".join(text.split()))
+    """Return text safe for LaTeX; line breaks become spaces. Scripts beyond Latin and Greek need XeLaTeX or LuaLaTeX."""
+    return "".join(_TEX.get(letter) or _greek(letter) for letter in " ".join(text.split()))
+
+
+def _greek(letter: str) -> str:
+    name = unicodedata.name(letter, "").removeprefix("GREEK SMALL LETTER ").lower()
+    return rf"$\{name}$" if "α" <= letter <= "ω" and name.isalpha() and name != "omicron" else letter
 
 
 def to_tex(table: Table) -> str:
@@ -184,7 +192,7 @@ def to_tex(table: Table) -> str:
     lines = [
         r"% needs \usepackage{booktabs}",
         r"\begin{table}[t]",
-        r"\centering\small",
+        r"\centering\footnotesize\setlength{\tabcolsep}{3pt}",
         rf"\caption{{\textbf{{{tex_escape(table.title)}.}} {tex_escape(' '.join(notes))}}}",
         rf"\label{{tab:{re.sub(r'[^A-Za-z0-9]+', '-', table.name)}}}",
         rf"\begin{{tabular}}{{@{{}}{letters}@{{}}}}",
@@ -236,11 +244,8 @@ def to_csv(table: Table) -> str:
     ]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(
-        _plain(name)
-        for column, keys in zip(table.columns, used)
-        for name in (column.path, *(f"{column.path}:{key}" for key in keys))
-    )
+    heads = [(column.path, *(f"{column.path}:{key}" for key in keys)) for column, keys in zip(table.columns, used)]
+    writer.writerow(_plain(name) for some in heads for name in some)
     for row in table.rows:
         values = [value for entry, keys in zip(row, used) for value in (entry.value, *(getattr(entry, key) for key in keys))]
         writer.writerow(_plain(value) if isinstance(value, str) else "" if value is None else repr(value) for value in values)

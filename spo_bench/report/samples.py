@@ -98,9 +98,8 @@ def _sample(
 
 
 def _values(cell: Cell) -> dict[str, dict[str, float]]:
-    shown = [
-        name for name in cell.metrics if name in ("true_reward", "win_rate_sft", "win_rate_chosen") or name.startswith("reward/")
-    ]
+    listed = ("true_reward", "win_rate_sft", "win_rate_chosen")
+    shown = [name for name in cell.metrics if name in listed or name.startswith("reward/")]
     return {name: dict(zip(cell.metrics[name].ids, cell.metrics[name].values.tolist())) for name in shown}
 
 
@@ -110,7 +109,9 @@ def _gain(values: Sequence[Mapping[str, Mapping[str, float]]], name: str, metric
 
 
 def _facts(row: Mapping[str, Any], values: Mapping[str, float]) -> str:
-    facts = [f"{names.title(key)} {number(names.scale(key) * value, 2)}" for key, value in values.items()]
+    facts = [
+        f"{names.title(key)} {number(names.scale(key) * value, 0 if names.is_share(key) else 2)}" for key, value in values.items()
+    ]
     if row.get("tokens") is not None:
         facts.append(f"{row['tokens']} tokens")
     if row.get("finish") == "length":

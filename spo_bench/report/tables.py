@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
+
+from spo_bench.files import canonical_json
 
 from . import names
 from .measure import ALPHA, Level, headlines, levels
@@ -27,16 +30,15 @@ class Numbers:
 
     def comparison(self, cell: Cell, metric: str, kind: str) -> Mapping[str, Any] | None:
         """Return the comparison of a variant, or None."""
-        for row in self.comparisons:
-            if (row["kind"], row["metric"], row["model"], row["task"], row["method"]) == (
-                kind,
-                metric,
-                cell.model,
-                cell.task,
-                cell.method,
-            ) and (row["axes"], row["spo"]) == (cell.axes, cell.row.get("spo", False)):
-                return row
-        return None
+        return self._index.get((kind, metric, cell.name, *cell.place, cell.settings))
+
+    @cached_property
+    def _index(self) -> dict[tuple[str, ...], Mapping[str, Any]]:
+        keys = ("kind", "metric", "variant", "model", "task", "method")
+        return {
+            (*(row[key] for key in keys), canonical_json(row["axes"]), canonical_json(row["spo"] or False)): row
+            for row in self.comparisons
+        }
 
 
 def gather(results: Results, comparisons: Sequence[Mapping[str, Any]]) -> Numbers:
@@ -46,7 +48,7 @@ def gather(results: Results, comparisons: Sequence[Mapping[str, Any]]) -> Number
 
 
 def variants(results: Results) -> dict[tuple[str, str], list[Cell]]:
-    """Return the rows of a results table: (model, row name) -> its cells over tasks and seeds, baselines before their variants."""
+    """Return the rows of a results table: (model, name) -> cells over tasks and seeds, baselines first."""
     rows: dict[tuple[str, str], list[Cell]] = {}
     families = list(dict.fromkeys((cell.model, cell.family) for cell in results.cells))
     ordered = sorted(
@@ -85,10 +87,22 @@ def main(numbers: Numbers) -> Table:
     caption = [
         "Mean ± half the width of its 95 % interval.",
         "Δ: with SPO minus the own baseline on the same prompts and seeds, with its 95 % interval.",
+        *_fewer_seeds(rows),
         *method_notes([row for row in shown if row["metric"] in _headline_names(results)]),
         RECONSTRUCTION,
     ]
     return Table("main", "Results", columns, body, [model for model, _ in rows], caption)
+
+
+def _fewer_seeds(rows: Mapping[tuple[str, str], Sequence[Cell]]) -> list[str]:
+    """Say which means rest on fewer seeds than planned: their Δ, over common seeds, is not the difference of the means shown."""
+    short = []
+    for (_, name), cells in rows.items():
+        for task in dict.fromkeys(cell.task for cell in cells):
+            some = [cell.done for cell in cells if cell.task == task]
+            if 0 < sum(some) < len(some):
+                short.append(f"{name} on {task} ({sum(some)} of {len(some)})")
+    return [f"Fewer seeds than planned: {', '.join(short)}; Δ is over common seeds."] if short else []
 
 
 def training(numbers: Numbers) -> Table:
@@ -103,47 +117,30 @@ def effects(numbers: Numbers) -> Table:
 
 def _long(numbers: Numbers, kind: str, name: str, title: str, short: bool) -> Table:
     results = numbers.results
-    wanted = _headline_names(results) + ["win_rate_sft", "win_rate_chosen", "length"]
+    wanted = [*_headline_names(results), "win_rate_sft"]
     chosen = [row for row in numbers.comparisons if row["kind"] == kind and (not short or row["metric"] in wanted)]
     chosen.sort(key=lambda row: results.tasks.index(row["task"]))
-    columns = [
-        Column(key, shown, numeric=False)
-        for key, shown in (
-            ("model", "Model"),
-            ("task", "Task"),
-            ("variant", "Policy"),
-            ("baseline", "Against"),
-            ("metric", "Metric"),
-        )
-    ]
-    columns += [
-        Column("difference", "Difference"),
-        Column("p", "p"),
-        Column("p_adjusted", "p (Holm)"),
-        Column("family", "Family"),
-    ]
-    columns += [Column("n_prompts", "Prompts"), Column("n_seeds", "Seeds"), Column("estimand", "Estimand", numeric=False)]
+    texts = {"model": "Model", "task": "Task", "variant": "Policy", "baseline": "Against", "metric": "Metric"}
+    sizes = {"difference": "Difference", "p": "p", "p_adjusted": "p (Holm)", "family": "Family"}
+    columns = [Column(key, shown, numeric=False) for key, shown in texts.items()]
+    columns += [Column(key, shown) for key, shown in {**sizes, "n_prompts": "Prompts", "n_seeds": "Seeds"}.items()]
+    columns.append(Column("estimand", "Estimand", numeric=False))
     body = []
     for row in chosen:
         arrow = {"": "", "up": " ↑", "down": " ↓"}[names.direction(row["metric"], row["higher_is_better"])]
-        texts = [
-            _text(short_model(row["model"]), row["model"]),
-            _text(row["task"]),
-            _text(row["variant"]),
-            _text(row["baseline"]),
-        ]
+        heads = [_text(short_model(row["model"]), row["model"]), *(_text(row[key]) for key in ("task", "variant", "baseline"))]
         entry = _differences([row], row["metric"])[0]
         counts = [Entry(row[key], str(row[key])) for key in ("family", "n_prompts", "n_seeds")]
         ps = [Entry(row[key], p_text(row[key])) for key in ("p", "p_adjusted")]
         metric = _text(names.title(row["metric"]) + arrow, row["metric"])
-        body.append([*texts, metric, entry, *ps, *counts, _text(row["estimand"])])
+        body.append([*heads, metric, entry, *ps, *counts, _text(row["estimand"])])
     caption = ["Difference with its 95 % interval, in the metric's unit (points for percent).", *method_notes(chosen)]
     caption += ["Win rates against the SFT policy are tested against 50 %."] if kind == "training" else [RECONSTRUCTION]
     return Table(name, title, columns, body, [f"{row['model']}|{row['task']}" for row in chosen], caption)
 
 
 def cost(numbers: Numbers) -> Table:
-    """Return what a cell costs: the scalars of its scores, as means over seeds, and training time relative to the own baseline."""
+    """Return what a cell costs: the scalars of its scores, means over seeds, and training time against the own baseline."""
     results = numbers.results
     scalars = list(dict.fromkeys(name for cell in results.done for name in cell.scalars))
     groups: dict[Key, list[Cell]] = {}
@@ -156,11 +153,7 @@ def cost(numbers: Numbers) -> Table:
         key: {name: _mean([cell.scalars[name][0] for cell in cells if cell.done and name in cell.scalars]) for name in scalars}
         for key, cells in ordered
     }
-    columns = [
-        Column("model", "Model", numeric=False),
-        Column("task", "Task", numeric=False),
-        Column("method", "Method", numeric=False),
-    ]
+    columns = [Column(key, key.capitalize(), numeric=False) for key in ("model", "task", "method")]
     columns += [Column(name, names.title(name)) for name in scalars]
     relative = "train_seconds" in scalars
     columns += [Column("train_seconds relative", "Time × baseline")] if relative else []
@@ -186,9 +179,10 @@ def method_notes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     if "method" in estimands:
         spreads = [row["seed_spread_p"] for row in rows if row["estimand"] == "method" and row["seed_spread_p"] is not None]
         check = f"; equal seed noise is assumed, Levene's p {p_text(min(spreads))}" if spreads else ""
+        size = f"{_range(rows, 'n_prompts', 'method')} prompts × {_range(rows, 'n_seeds', 'method')} seeds, both random"
         notes.append(
-            f"Estimand “the method” ({_range(rows, 'n_prompts', 'method')} prompts × {_range(rows, 'n_seeds', 'method')} seeds, both "
-            f"random): two-way interval and t test, seed variance pooled over the contrasts of a metric{check}."
+            f"Estimand “the method” ({size}): two-way interval and t test, seed variance pooled over the contrasts of a "
+            f"metric{check}."
         )
     if "checkpoints" in estimands:
         notes.append(

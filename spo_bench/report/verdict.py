@@ -67,15 +67,12 @@ def _sentence(tested: Sequence[Row], better: Sequence[Row], worse: Sequence[Row]
     metrics = list(dict.fromkeys(names.title(row["metric"]).removesuffix(" %") for row in tested))
     what = metrics[0][:1].lower() + metrics[0][1:] if len(metrics) == 1 else "the headline metric"
     n = len(tested)
-    cases = "the one contrast" if n == 1 else f"{n} contrasts"
+    if not better and not worse and n == 1:
+        return f"Adding SPO did not change {what} significantly: {_amount(tested[0])}."
     if not better and not worse:
-        return (
-            f"Adding SPO changed {what} significantly in none of {cases}."
-            if n > 1
-            else f"Adding SPO did not change {what} significantly."
-        )
+        return f"Adding SPO changed {what} significantly in none of {n} contrasts."
     if n == 1:
-        return f"Adding SPO {'raised' if better else 'lowered'} the policy’s standing in {what}: {_amount(tested[0])}."
+        return f"Adding SPO made {what} significantly {'better' if better else 'worse'}: {_amount(tested[0])}."
     parts = [f"better in {len(better)}"] if better else []
     parts += [f"worse in {len(worse)}"] if worse else []
     rest = n - len(better) - len(worse)
@@ -90,9 +87,8 @@ def _training_line(shown: Sequence[Row]) -> list[str]:
     better = sum(significant(row) and gain(row) > 0 for row in trained)
     worse = sum(significant(row) and gain(row) < 0 for row in trained)
     tail = f", {worse} significantly worse" if worse else ""
-    return [
-        f"Preference training itself: {better} of {len(trained)} trained policies are significantly better than their SFT policy{tail}."
-    ]
+    count = f"{better} of {len(trained)} trained policies"
+    return [f"Preference training itself: {count} are significantly better than their SFT policy{tail}."]
 
 
 def _digits(row: Row) -> int:

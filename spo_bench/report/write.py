@@ -8,13 +8,13 @@ from pathlib import Path
 from spo_bench.errors import unknown
 from spo_bench.files import write_jsonl, write_text
 
-from .audits import data, evaluation
+from .audits import data, degree, evaluation
 from .measure import comparison_rows, metric_rows
 from .render import FORMATS, Table
 from .results import Results, read_results
 from .tables import TABLES, Numbers, gather
 
-AUDITS = {"audit": evaluation, "data": data}
+AUDITS = {"degree": degree, "audit": evaluation, "data": data}
 
 
 def write_report(run_dir: Path) -> None:
@@ -45,12 +45,12 @@ rebuild = write_report
 """Rebuilding a report is writing it again from what the cells left."""
 
 
-def table(run_dir: Path, name: str = "main", format: str = "md") -> str:  # noqa: A002 - the option's name
+def table(run_dir: Path, name: str = "main", format: str = "md") -> str:
     """Return one table of a run as text, made afresh from the cells.
 
     Args:
         run_dir: a run directory.
-        name: main, training, effects, cost, audit or data.
+        name: main, training, effects, cost, degree, audit or data.
         format: md, tex, csv, html or json.
 
     Raises InputError for an unknown name or format, naming the known ones.

@@ -75,6 +75,13 @@ class SpoSettings(BaseModel):
             raise ValueError(f"fractions {list(given)} must start at 0 and rise strictly")
         return self
 
+    @model_validator(mode="after")
+    def _on_policy_has_no_sides(self) -> Self:
+        """Refuse per-side settings for the policy's own answers, which are neither chosen nor rejected."""
+        if self.text == "on_policy" and (self.side != "both" or self.head_per_side or isinstance(self.gamma, SideGamma)):
+            raise ValueError("text on_policy goes without side, head_per_side and a gamma for each side: its answers have no side")
+        return self
+
     def rho(self) -> tuple[float, ...]:
         """Return the share of key content removed at each degree, (degrees,)."""
         return self.fractions or tuple(k / (self.degrees - 1) for k in range(self.degrees))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from spo_bench.errors import InputError
-from spo_bench.files import read_json, read_jsonl, write_json, write_jsonl
+from spo_bench.files import read_jsonl, write_json, write_jsonl
 from spo_bench.models.chat import completion_ids, render
 from spo_bench.models.policy import load_tokenizer
 from spo_bench.plugins import get_task
@@ -134,27 +134,6 @@ def tokenised(row: Row, split: SplitName, tokenizer: Any, max_length: int, count
 def leading(ids: Sequence[int], token: int | None) -> int:
     """Return how many times a token stands at the beginning."""
     return next((i for i, other in enumerate(ids) if other != token), len(ids))
-
-
-def check_dropped(directory: Path, max_dropped: float) -> None:
-    """Refuse a run whose data lost too many rows.
-
-    Raises:
-        InputError: with the counts and the first dropped rows by number.
-    """
-    audit = read_json(directory / "audit.json")
-    for split, counts in audit["splits"].items():
-        if counts["rows"] == 0 and split in ("train", "eval"):
-            raise InputError(f"task '{audit['task']}' has no {split} rows", "a task needs train and eval rows", "give more data, or raise limit")
-        if counts["rows"] and counts["dropped"] / counts["rows"] > max_dropped:
-            named = [f"row {row['number']}: {row['reason']}" for row in audit["dropped_rows"] if row["split"] == split]
-            raise InputError(
-                f"task '{audit['task']}', split {split}: {counts['dropped']} of {counts['rows']} rows cannot be used ({'; '.join(named[:5])}{'; …' if len(named) > 5 else ''})",
-                f"at most max_dropped = {max_dropped:g} of a task's rows may be unusable",
-                "repair these rows, or raise max_dropped of this task",
-            )
-        if counts["rows"] and counts["kept"] == 0:
-            raise InputError(f"task '{audit['task']}', split {split}: no row is left", "a task needs usable rows", "check the data")
 
 
 def load_split(directory: Path, split: SplitName) -> list[Mapping[str, Any]]:

@@ -1,0 +1,161 @@
+"""A whole run, from a spec to a report: what the command does, for a notebook."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from spo_bench.engine.collect import SCHEMA_VERSION, cell_record, write_cell
+from spo_bench.engine.local import Watcher, run_stages, unique_in_order
+from spo_bench.errors import InputError, Interrupted
+from spo_bench.files import read_json, write_json, write_jsonl
+from spo_bench.matrix.cells import Cell, Place, expand
+from spo_bench.matrix.load import load_spec
+from spo_bench.matrix.spec import Spec
+from spo_bench.stages.audit import check_dropped
+from spo_bench.stages.base import Stage
+from spo_bench.store.artifacts import HashCache, Store
+from spo_bench.store.provenance import provenance
+
+STORE_VARIABLE = "SPO_BENCH_STORE"
+
+
+class Quiet:
+    """A watcher that says nothing."""
+
+    def started(self, stage: Stage) -> None:
+        """Ignore it."""
+
+    def finished(self, stage: Stage, seconds: float) -> None:
+        """Ignore it."""
+
+    def failed(self, stage: Stage, reason: str) -> None:
+        """Ignore it: the reason is in ``cells.jsonl``."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished run: its directory, and the cells that failed with their reasons."""
+
+    out: Path
+    failed: Mapping[str, str]
+    made: int
+    seconds: float
+
+
+def default_store() -> Path:
+    """Return the store's directory: $SPO_BENCH_STORE, else ~/.cache/spo-bench."""
+    return Path(os.environ.get(STORE_VARIABLE) or Path.home() / ".cache" / "spo-bench")
+
+
+def choose_device(wanted: str) -> str:
+    """Return the device for "auto", "cpu" or "cuda[:i]".
+
+    Raises:
+        InputError: an unknown device, or cuda where there is none.
+    """
+    if wanted == "cpu":
+        return wanted
+    if wanted != "auto" and not (wanted == "cuda" or (wanted.startswith("cuda:") and wanted[5:].isdigit())):
+        raise InputError(f"device '{wanted}'", "a device is auto, cpu, cuda or cuda:0, cuda:1, …", "give one of these")
+    if wanted == "auto" and not Path("/dev/nvidia0").exists():
+        return "cpu"  # without importing torch: planning and a finished run need no tensors
+    import torch
+
+    if torch.cuda.is_available() and (":" not in wanted or int(wanted[5:]) < torch.cuda.device_count()):
+        return "cuda" if wanted == "auto" else wanted
+    if wanted == "auto":
+        return "cpu"
+    raise InputError(f"device '{wanted}'", f"this machine has {torch.cuda.device_count()} CUDA devices that torch can use", "use --device cpu, or install a CUDA build of torch")
+
+
+def cells_of(spec: Spec, store: Path, device: str, offline: bool = False, tasks_dirs: Sequence[str] = ()) -> list[Cell]:
+    """Return the cells of a spec as they would run here."""
+    return expand(spec, Place(choose_device(device), HashCache(store), offline, tuple(tasks_dirs)))
+
+
+def run(
+    spec: str | Path | Mapping[str, Any] | Spec | None = None,
+    out: str | Path | None = None,
+    *,
+    store: str | Path | None = None,
+    device: str = "auto",
+    jobs: int = 1,
+    offline: bool = False,
+    tasks_dirs: Sequence[str] = (),
+    watcher: Watcher | None = None,
+) -> Finished:
+    """Run a matrix and write its report.
+
+    Args:
+        spec: a preset's name, a YAML file, a mapping, or a loaded spec; None is the embedded default.
+        out: the run's directory; default ``results/NAME``. A run in the same directory is continued.
+        store: where artifacts are kept; default $SPO_BENCH_STORE or ~/.cache/spo-bench.
+        device: "auto", "cpu" or "cuda[:i]".
+        jobs: how many stages run side by side.
+        offline: never ask a hub.
+        tasks_dirs: further folders of task plugins.
+        watcher: is told of every stage.
+
+    Raises:
+        InputError: what was given cannot be used; nothing has been written to ``out``.
+        Interrupted: stopped by the user; the same call goes on where it stopped.
+    """
+    if jobs < 1:
+        raise InputError(f"jobs {jobs}", "at least one stage runs at a time", "give --jobs 1 or more")
+    started = time.time()
+    if offline:
+        os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
+    loaded = load_spec(spec, tasks_dirs=tasks_dirs)
+    target = Path(out or Path("results") / loaded.name)
+    artifacts = Store(Path(store) if store else default_store())
+    cells = cells_of(loaded, artifacts.root, device, offline, tasks_dirs)
+    watcher = watcher or Quiet()
+
+    data = list({cell.stages["data"].key: cell.stages["data"] for cell in cells}.values())
+    failures = run_stages(data, artifacts, 1, watcher)
+    if not failures:
+        for stage in data:
+            check_dropped(stage.path(artifacts), stage.local["max_dropped"])
+    wanted = [stage for cell in cells for stage in cell.stages.values()]
+    missing = [stage for stage in unique_in_order(wanted) if not stage.done(artifacts)]
+
+    record = {"schema_version": SCHEMA_VERSION, "spec": loaded.model_dump(mode="json"), "status": "running", "provenance": provenance()}
+    record |= {"started": _clock(started), "finished": None, "seconds": None, "store": str(artifacts.root), "audits": {}, "tokens": {}}
+    target.mkdir(parents=True, exist_ok=True)
+    write_json(target / "run.json", record)
+    try:
+        failures |= run_stages(wanted, artifacts, jobs, watcher)
+    except Interrupted:
+        write_json(target / "run.json", {**record, "status": "interrupted"})
+        raise
+    return _finish(target, cells, artifacts, failures, record, len(missing), started)
+
+
+def _finish(
+    target: Path, cells: Sequence[Cell], store: Store, failures: Mapping[str, str], record: Mapping[str, Any], made: int, started: float
+) -> Finished:
+    """Write the cells, the listing, the report and, last, the run's status."""
+    from spo_bench.report import write_report
+
+    lines = [cell_record(cell, failures) for cell in cells]
+    for cell, line in zip(cells, lines, strict=True):
+        if line["status"] == "done":
+            write_cell(target, cell, store, record["provenance"])
+    write_jsonl(target / "cells.jsonl", lines)
+    audits = {f"{c.model}/{c.task}": c.stages["data"].path(store) / "audit.json" for c in cells}
+    failed = {line["id"]: line["reason"] for line in lines if line["status"] != "done"}
+    finished = time.time()
+    status = "failed" if failed else "done"
+    record = {**record, "status": status, "finished": _clock(finished), "seconds": finished - started}
+    write_json(target / "run.json", {**record, "audits": {name: read_json(path) for name, path in audits.items() if path.is_file()}})
+    write_report(target)
+    return Finished(target, failed, made, finished - started)
+
+
+def _clock(moment: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(moment))

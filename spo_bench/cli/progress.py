@@ -1,0 +1,95 @@
+"""How a run goes, on stderr: a live bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from spo_bench.matrix.cells import Cell
+from spo_bench.stages.base import Stage
+
+
+class RunProgress:
+    """A watcher that shows stages done by kind, cells finished, and the time that is left."""
+
+    def __init__(self, missing: Sequence[Stage], cells: Sequence[Cell], jobs: int, console: Console) -> None:
+        self.console, self.jobs = console, jobs
+        self.left: Counter[str] = Counter(stage.kind for stage in missing)
+        self.total = len(missing)
+        self.names = {stage.key: f"{cell.id}" for cell in cells for stage in cell.stages.values()}
+        self.open = {cell.id: {stage.key for stage in cell.stages.values()} & {stage.key for stage in missing} for cell in cells}
+        self.spent: dict[str, list[float]] = defaultdict(list)
+        self.cells_total = sum(bool(keys) for keys in self.open.values())
+        self.cells_done = 0
+        self.began = time.monotonic()
+        self.bar: Progress | None = None
+        self.task: TaskID | None = None
+
+    def __enter__(self) -> Self:
+        if self.console.is_terminal and self.total:
+            self.bar = Progress(
+                TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("stages"),
+                TextColumn("{task.fields[cells]}"), TimeElapsedColumn(), TextColumn("left {task.fields[left]}"), console=self.console,
+            )  # fmt: skip
+            self.task = self.bar.add_task("starting", total=self.total, cells="", left="?")
+            self.bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+    def started(self, stage: Stage) -> None:
+        """A stage begins."""
+        if self.bar is not None and self.task is not None:
+            self.bar.update(self.task, description=self._label(stage))
+
+    def finished(self, stage: Stage, seconds: float) -> None:
+        """A stage has left its artifact."""
+        self.spent[stage.kind].append(seconds)
+        self._advance(stage, f"{seconds:.1f} s")
+
+    def failed(self, stage: Stage, reason: str) -> None:
+        """A stage could not be finished."""
+        self._advance(stage, f"FAILED: {reason}")
+
+    def _advance(self, stage: Stage, result: str) -> None:
+        self.left[stage.kind] -= 1
+        for keys in self.open.values():
+            if stage.key in keys:
+                keys.discard(stage.key)
+                self.cells_done += not keys
+        done, cells = self.total - sum(self.left.values()), f"{self.cells_done}/{self.cells_total} cells"
+        if self.bar is not None and self.task is not None:
+            self.bar.update(self.task, completed=done, cells=cells, left=clock(self.remaining()))
+            if result.startswith("FAILED"):
+                self.bar.console.print(f"{self._label(stage)}: {result}", markup=False)
+        else:
+            self.console.print(f"[{done}/{self.total}] {self._label(stage)}: {result}; {cells}, left {clock(self.remaining())}", markup=False, soft_wrap=True)
+
+    def remaining(self) -> float | None:
+        """Return the seconds left, from the mean time of each kind of stage so far; None before anything is known."""
+        known = [second for seconds in self.spent.values() for second in seconds]
+        if not known:
+            return None
+        typical = sum(known) / len(known)
+        mean: Mapping[str, float] = {kind: sum(seconds) / len(seconds) for kind, seconds in self.spent.items()}
+        return sum(count * mean.get(kind, typical) for kind, count in self.left.items()) / self.jobs
+
+    def _label(self, stage: Stage) -> str:
+        return f"{stage.kind} {self.names.get(stage.key, '')}".strip()
+
+
+def clock(seconds: float | None) -> str:
+    """Return seconds as "1:23" or "2:03:04"; "?" for None."""
+    if seconds is None:
+        return "?"
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"

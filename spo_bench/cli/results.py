@@ -1,0 +1,48 @@
+"""spo-bench report, spo-bench table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from spo_bench.errors import InputError, unknown
+
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run's directory.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command(epilog="Example: spo-bench report results/quick")(report)
+    app.command(epilog="Example: spo-bench table results/quick --format tex > main.tex")(table)
+
+
+def _checked(run: Path) -> Path:
+    if not (run / "run.json").is_file() or not (run / "cells.jsonl").is_file():
+        raise InputError(f"'{run}' holds no finished run", "a run's directory has run.json and cells.jsonl", "give the directory that `spo-bench run --out` wrote; finish an interrupted run first")
+    return run
+
+
+def report(run: Run) -> None:
+    """Rebuild the tables, the figures and report.html from a run's cells."""
+    from spo_bench.report import write_report
+
+    write_report(_checked(run))
+    typer.echo(run / "report.html")
+
+
+def table(
+    run: Run,
+    format: Annotated[str, typer.Option("--format", help="md, tex, csv, html or json.")] = "md",
+    name: Annotated[str, typer.Option("--name", help="Which table: main, training, cost, audit, data.")] = "main",
+) -> None:
+    """Print one table of a run."""
+    from spo_bench.report import FORMATS, TABLES
+    from spo_bench.report import table as render
+
+    if format not in FORMATS:
+        raise unknown("format", format, FORMATS)
+    if name not in TABLES:
+        raise unknown("table", name, TABLES)
+    typer.echo(render(_checked(run), name, format))

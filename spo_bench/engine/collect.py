@@ -1,0 +1,86 @@
+"""From artifacts to a run directory: one folder a cell, and the two files that list them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from spo_bench.files import read_json, read_jsonl, write_json, write_jsonl
+from spo_bench.matrix.cells import Cell
+from spo_bench.stages.base import policy_at
+from spo_bench.store.artifacts import Store
+
+SCHEMA_VERSION = 1
+# Scalars of a training: name -> whether more is better.
+COSTS = {"seconds": False, "step_seconds": False, "pairs_per_second": True, "peak_memory": False, "tokens_per_pair": False, "tokens_per_pair_separate": False}  # fmt: skip
+
+
+def cell_record(cell: Cell, failures: Mapping[str, str]) -> dict[str, Any]:
+    """Return a cell's line of ``cells.jsonl``."""
+    reason = next((failures[stage.key] for stage in cell.stages.values() if stage.key in failures), None)
+    return {
+        "id": cell.id,
+        "model": cell.model,
+        "task": cell.task,
+        "method": cell.method,
+        "spo": spo_record(cell),
+        "seed": cell.seed,
+        "axes": dict(cell.axes),
+        "status": "failed" if reason else "done",
+        "reason": reason,
+        "keys": {name: stage.key for name, stage in cell.stages.items()},
+    }
+
+
+def spo_record(cell: Cell) -> Any:
+    """Return False for a baseline, else the SPO settings with their display label."""
+    return {**cell.spo.model_dump(mode="json"), "label": cell.spo.label()} if cell.spo else False
+
+
+def write_cell(run: Path, cell: Cell, store: Store, provenance: Mapping[str, Any]) -> None:
+    """Write ``cells/ID``; ``DONE`` comes last. A finished folder of the same keys is left as it is."""
+    folder = run / "cells" / cell.id
+    keys = {name: stage.key for name, stage in cell.stages.items()}
+    done = folder / "DONE"
+    if done.is_file() and read_json(done)["keys"] == keys:
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    paths = {name: stage.path(store) for name, stage in cell.stages.items()}
+    record = {key: value for key, value in cell_record(cell, {}).items() if key not in ("status", "reason", "keys")}
+    write_json(folder / "spec.json", {**record, "stages": {name: stage.identity for name, stage in cell.stages.items()}})
+    if "train" in paths:
+        shutil.copyfile(paths["train"] / "train.jsonl", folder / "train.jsonl")
+        os.symlink(policy_at(paths["train"]), folder / "policy", target_is_directory=True)
+    shutil.copyfile(paths["generate"] / "samples.jsonl", folder / "samples.jsonl")
+    judged = [row for name, path in paths.items() if name.startswith("judge/") for row in read_jsonl(path / "judgments.jsonl")]
+    write_jsonl(folder / "judgments.jsonl", judged)
+    write_json(folder / "scores.json", scores(paths, judged))
+    write_json(folder / "provenance.json", {**provenance, "keys": keys, "seed": cell.seed})
+    write_json(done, {"keys": keys})
+
+
+WIN_RATES = {"sft": "win_rate_sft", "chosen": "win_rate_chosen", "baseline": "head_to_head"}
+
+
+def scores(paths: Mapping[str, Path], judged: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return a cell's metrics (one value a prompt or pair) and scalars (one value)."""
+    metrics: dict[str, Any] = read_json(paths["score"] / "scores.json")["metrics"]
+    length = metrics["length"]
+    for name, path in paths.items():
+        if name.startswith("reward/"):
+            by_id = {row["id"]: row["reward"] for row in read_jsonl(path / "rewards.jsonl")}
+            metrics[name] = {**length, "values": [by_id[i] for i in length["ids"]], "higher_is_better": True}
+    for opponent, name in WIN_RATES.items():
+        by_id = {row["id"]: row["score"] for row in judged if row["opponent"] == opponent}
+        if by_id:
+            metrics[name] = {**length, "values": [by_id[i] for i in length["ids"]], "higher_is_better": True}
+    scalars: dict[str, Any] = {}
+    summary = read_json(paths["train"] / "summary.json") if "train" in paths else {}
+    if summary:
+        scalars = {name: {"value": float(summary[name]), "higher_is_better": higher} for name, higher in COSTS.items()}
+    bins = summary["degrees"]["bins"] if summary.get("degrees") else {}
+    return {"metrics": metrics, "scalars": scalars, "degree_bins": bins}

@@ -1,0 +1,75 @@
+"""What would run: every stage of every cell, whether it is done, and why not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from spo_bench.files import read_jsonl
+from spo_bench.matrix.cells import Cell
+from spo_bench.stages.base import Stage
+from spo_bench.store.artifacts import Store
+
+
+@dataclass(frozen=True)
+class StageState:
+    """One stage of one cell: "done" (in the store), "stale" (an earlier run made it from other inputs), or "missing"."""
+
+    cell: str
+    name: str
+    stage: Stage
+    state: str
+    why: str
+
+
+def stage_states(cells: Sequence[Cell], store: Store, earlier: Mapping[str, Mapping[str, str]]) -> list[StageState]:
+    """Return the state of every stage with its reason.
+
+    Args:
+        cells: the matrix.
+        store: where artifacts are.
+        earlier: cell id -> stage name -> key, of an earlier run in the same directory.
+    """
+    states = []
+    for cell in cells:
+        for name, stage in cell.stages.items():
+            before = earlier.get(cell.id, {}).get(name)
+            if stage.done(store):
+                states.append(StageState(cell.id, name, stage, "done", f"in the store as {stage.kind}/{stage.key}" if "directory" not in stage.local else "on disk"))
+            elif before is not None and before != stage.key:
+                old = store.identity(stage.kind, before)
+                why = "; ".join(differences(old, stage.identity)) if old else f"its key changed from {before}, which is not in the store any more"
+                states.append(StageState(cell.id, name, stage, "stale", why))
+            else:
+                states.append(StageState(cell.id, name, stage, "missing", _needs(stage, store)))
+    return states
+
+
+def _needs(stage: Stage, store: Store) -> str:
+    waits = [name for name, source in stage.inputs.items() if not source.done(store)]
+    return f"not made yet; waits for {', '.join(waits)}" if waits else "not made yet; its inputs are there"
+
+
+def differences(old: Any, new: Any, path: str = "") -> Iterator[str]:
+    """Yield what changed between two identities, as "config.settings.learning_rate: 0.0001 → 0.0002"."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for key in [*old, *(key for key in new if key not in old)]:
+            yield from differences(old.get(key), new.get(key), f"{path}.{key}" if path else str(key))
+    elif old != new:
+        if path.startswith("inputs."):
+            yield f"{path.removeprefix('inputs.')} changed"
+        else:
+            yield f"{path}: {_brief(old)} → {_brief(new)}"
+
+
+def _brief(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else text[:57] + "…"
+
+
+def earlier_keys(run: Path) -> dict[str, dict[str, str]]:
+    """Return cell id -> stage name -> key of a run directory; empty where there is none."""
+    listing = run / "cells.jsonl"
+    return {row["id"]: row.get("keys", {}) for row in read_jsonl(listing)} if listing.is_file() else {}
