@@ -36,6 +36,9 @@ class Quiet:
     def failed(self, stage: Stage, reason: str) -> None:
         """Ignore it: the reason is in ``cells.jsonl``."""
 
+    def skipped(self, stage: Stage) -> None:
+        """Ignore it."""
+
 
 @dataclass(frozen=True)
 class Finished:

@@ -50,6 +50,7 @@ class Task:
         metrics: extra per-prompt metrics reported for this task: "rouge_l" or "evaluate:NAME".
         judge_prompt: instructions for a judge model; slots {prompt}, {a} and {b} are filled by name.
         needs_data: whether a spec must give ``data`` for this task.
+        needs_rewards: whether a spec must list reward models, because they are how this task is evaluated.
     """
 
     name: ClassVar[str]
@@ -59,6 +60,7 @@ class Task:
     metrics: ClassVar[tuple[str, ...]] = ()
     judge_prompt: ClassVar[str] = ""
     needs_data: ClassVar[bool] = True
+    needs_rewards: ClassVar[bool] = False
 
     def __init__(self, data: str | None = None) -> None:
         self.data = data

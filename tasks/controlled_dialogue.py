@@ -18,7 +18,7 @@ about large models: values are read word by word, a negated fact counts as state
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Any, ClassVar
@@ -109,6 +109,32 @@ FILLER_COST = 0.15
 _VALUES = {value for domain in DOMAINS.values() for attribute in domain.attributes.values() for value in attribute.values}
 
 
+def _facts() -> str:
+    lines = []
+    for domain in DOMAINS.values():
+        for subject in domain.subjects:
+            stated = [a.statement.format(domain.fact(subject, name)) for name, a in domain.attributes.items()]
+            lines.append(f"The {subject} {listed(stated)}.")
+    return "\n".join(lines)
+
+
+def _quoted(marks: Sequence[Sequence[str]]) -> str:
+    return ", ".join(f'"{mark}"' for place in marks for mark in place)
+
+
+_JUDGE = """Two answers to the same question are shown. {criterion}
+
+Question:
+{{prompt}}
+
+Answer A:
+{{a}}
+
+Answer B:
+{{b}}
+"""
+
+
 class _Dialogue(ControlledTask):
     world: ClassVar[str] = "dialogue"
 
@@ -149,6 +175,10 @@ class ControlledDialogue(_Dialogue):
 
     name: ClassVar[str] = "controlled_dialogue"
     summary: ClassVar[str] = "questions over a small knowledge base; preference depends on the facts answered"
+    judge_prompt: ClassVar[str] = _JUDGE.format(
+        criterion="The better answer states more of the facts that were asked for, states them correctly, and adds neither facts "
+        "that were not asked for nor filler. Tone and style do not matter. The facts that hold:\n" + _facts()
+    )
 
     def reward(self, meta: Mapping[str, Any], answer: str) -> float:
         """Return (right - 0.5 wrong) / asked - 0.15 filler, cut to [0, 1].
@@ -169,6 +199,10 @@ class ControlledDialogueTone(_Dialogue):
 
     name: ClassVar[str] = "controlled_dialogue_tone"
     summary: ClassVar[str] = "the same questions and answers; preference depends on tone, not on the facts"
+    judge_prompt: ClassVar[str] = _JUDGE.format(
+        criterion="The better answer is the more courteous one. What it says, and whether that is true, does not matter. "
+        f"Courteous: {_quoted(COURTEOUS)}. Curt: {_quoted(CURT)}."
+    )
 
     def reward(self, meta: Mapping[str, Any], answer: str) -> float:
         """Return 0.5 + 0.25 (courteous - curt marks), cut to [0, 1]; an answer without words has 0.
@@ -180,39 +214,6 @@ class ControlledDialogueTone(_Dialogue):
             return 0.0
         marks = [sum(any(f" {' '.join(words(m))} " in said for m in place) for place in kind) for kind in (COURTEOUS, CURT)]
         return min(1.0, max(0.0, 0.5 + 0.25 * (marks[0] - marks[1])))
-
-
-def _facts() -> str:
-    lines = []
-    for domain in DOMAINS.values():
-        for subject in domain.subjects:
-            stated = [a.statement.format(domain.fact(subject, name)) for name, a in domain.attributes.items()]
-            lines.append(f"The {subject} {listed(stated)}.")
-    return "\n".join(lines)
-
-
-_JUDGE = """Two answers to the same question are shown. {criterion}
-
-Question:
-{{prompt}}
-
-Answer A:
-{{a}}
-
-Answer B:
-{{b}}
-"""
-ControlledDialogue.judge_prompt = _JUDGE.format(
-    criterion="The better answer states more of the facts that were asked for, states them correctly, and adds neither facts that "
-    "were not asked for nor filler. Tone and style do not matter. The facts that hold:\n" + _facts()
-)
-ControlledDialogueTone.judge_prompt = _JUDGE.format(
-    criterion="The better answer is the more courteous one. What it says, and whether that is true, does not matter. Courteous: "
-    + ", ".join(f'"{m}"' for place in COURTEOUS for m in place)
-    + ". Curt: "
-    + ", ".join(f'"{m}"' for place in CURT for m in place)
-    + "."
-)
 
 
 def texts() -> list[str]:

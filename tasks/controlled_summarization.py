@@ -1,6 +1,6 @@
 """A summarization world whose true reward is known: a day's events, of which some matter more.
 
-The importance of an event can be read from its kind: a flood matters more than a shower, and a shower more than a breeze. Two
+The importance of an event can be read from its kind: a flood matters more than a storm, and a storm more than a breeze. Two
 tasks share the prompts and the distribution of the answers; which events an answer covers and how wordily it does so are drawn
 independently of each other.
 
@@ -51,13 +51,29 @@ BUDGET = 16  # words; three events said briefly ("a flood at the mill") and the 
 
 ASKS = (
     "Sum up the day in sixteen words: {}.",
-    "In sixteen words, what happened? {}.",
+    "Tell me in sixteen words what happened: {}.",
     "Make this short, in sixteen words: {}.",
 )
 BRIEF = "a {} at the {}"
 WORDY = ("there was a {} over at the {}", "there has also been a {} at the {}", "it was then that we had a {} at the {}")
 LEADS = ("Here is what we have for you:", "So this is all there is:")
 SHORTEST, LONGEST = 5, 35  # words between which the reward of brevity falls from 1 to 0
+
+_JUDGE = """Two summaries of the same events are shown. {criterion}
+
+Events:
+{{prompt}}
+
+Summary A:
+{{a}}
+
+Summary B:
+{{b}}
+"""
+_SCALE = "; ".join(
+    f"{worth} points: {listed([kind for kind, value in WORTH.items() if value == worth])}"
+    for worth in sorted(set(WORTH.values()), reverse=True)
+)
 
 
 class _Summarization(ControlledTask):
@@ -91,6 +107,10 @@ class ControlledSummarization(_Summarization):
 
     name: ClassVar[str] = "controlled_summarization"
     summary: ClassVar[str] = "sum up a day's events; preference depends on the importance covered within a budget of words"
+    judge_prompt: ClassVar[str] = _JUDGE.format(
+        criterion=f"Read only the first {BUDGET} words of each. The better summary covers events worth more points there; an "
+        f"event that did not happen takes its points away instead. Style does not matter. Worth by kind: {_SCALE}."
+    )
 
     def reward(self, meta: Mapping[str, Any], answer: str) -> float:
         """Return (worth of the events stated - worth of invented ones) / the most three of them are worth, cut to [0, 1].
@@ -109,35 +129,14 @@ class ControlledSummarizationBrevity(_Summarization):
 
     name: ClassVar[str] = "controlled_summarization_brevity"
     summary: ClassVar[str] = "the same events and answers; preference depends on brevity, not on what is covered"
+    judge_prompt: ClassVar[str] = _JUDGE.format(
+        criterion="The better summary is the one with fewer words. What it covers, and whether that is true, does not matter."
+    )
 
     def reward(self, meta: Mapping[str, Any], answer: str) -> float:
         """Return 1 up to 5 words, 0 from 35 words on, linear between; an answer without words has 0."""
         length = len(words(answer))
         return min(1.0, max(0.0, (LONGEST - length) / (LONGEST - SHORTEST))) if length else 0.0
-
-
-_JUDGE = """Two summaries of the same events are shown. {criterion}
-
-Events:
-{{prompt}}
-
-Summary A:
-{{a}}
-
-Summary B:
-{{b}}
-"""
-_SCALE = "; ".join(
-    f"{worth} points: {listed([kind for kind, value in WORTH.items() if value == worth])}"
-    for worth in sorted(set(WORTH.values()), reverse=True)
-)
-ControlledSummarization.judge_prompt = _JUDGE.format(
-    criterion=f"Read only the first {BUDGET} words of each. The better summary covers events worth more points there; an event that "
-    f"did not happen takes its points away instead. Style does not matter. Worth of an event by its kind: {_SCALE}."
-)
-ControlledSummarizationBrevity.judge_prompt = _JUDGE.format(
-    criterion="The better summary is the one with fewer words. What it covers, and whether that is true, does not matter."
-)
 
 
 def texts() -> list[str]:

@@ -28,7 +28,12 @@ WORLDS = (DIALOGUE, TONE, SUMMARY, BREVITY)
 OTTER = {"domain": "animals", "subject": "otter", "asked": ["home", "food"]}  # lives in rivers, eats crabs, awake at dawn
 DAY = {"events": ["flood", "storm", "breeze", "sale", "prank"]}  # worth 4, 2, 1, 1, 1: the best three are worth 7
 
-PINNED = {}
+PINNED = {
+    "controlled_dialogue": "746f1681",
+    "controlled_dialogue_tone": "c1bbe4f6",
+    "controlled_summarization": "04aa376c",
+    "controlled_summarization_brevity": "c8a70560",
+}
 
 every_world = pytest.mark.parametrize("world", WORLDS, ids=lambda world: world.name)
 

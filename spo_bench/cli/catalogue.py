@@ -97,11 +97,11 @@ def tasks_list(tasks: TaskDirs = None, json: Json = False) -> None:
 
     found, broken = find_tasks(tasks or ()), broken_tasks(tasks or ())
     if json:
-        print_json([*(task_record(plugin) for plugin in found.values()), *({"name": b.name, "origin": b.origin, "broken": b.trace} for b in broken)])
+        print_json([*(task_record(plugin) for plugin in found.values()), *({"name": b.name, "origin": b.origin, "broken": b.reason} for b in broken)])
         return
     _listing(("task", "controlled", "summary", "from"), [(p.name, "yes" if p.cls.controlled else "no", p.cls.summary, p.origin) for p in found.values()])
     for plugin in broken:
-        Console(stderr=True, highlight=False).print(f"broken: {plugin.name} ({plugin.origin})\n{plugin.trace}", markup=False)
+        Console(stderr=True, highlight=False).print(f"broken: {plugin.name} ({plugin.origin})\n{plugin.reason}", markup=False)
 
 
 @tasks_app.command("show", epilog="Example: spo-bench tasks show dialogue")
@@ -144,7 +144,7 @@ def tasks_validate(
 
     if not path.is_dir():
         raise InputError(f"'{path}' is not a folder", "a folder of *.py files with Task subclasses is validated", "give the folder that holds the plugin")
-    faults = [f"{b.name}: cannot be loaded\n{b.trace}" for b in broken_tasks([path])]
+    faults = [f"{b.name}: cannot be loaded\n{b.reason}" for b in broken_tasks([path])]
     # Built-in tasks come from another folder: only those of this one are validated.
     own = [p for p in find_tasks([path]).values() if str(path.resolve()) in p.origin]
     for plugin in own:

@@ -59,7 +59,11 @@ class RunProgress:
         """A stage could not be finished."""
         self._advance(stage, f"FAILED: {reason}")
 
-    def _advance(self, stage: Stage, result: str) -> None:
+    def skipped(self, stage: Stage) -> None:
+        """A stage was not tried, because an input of it failed; that was told already."""
+        self._advance(stage, None)
+
+    def _advance(self, stage: Stage, result: str | None) -> None:
         self.left[stage.kind] -= 1
         for keys in self.open.values():
             if stage.key in keys:
@@ -68,9 +72,9 @@ class RunProgress:
         done, cells = self.total - sum(self.left.values()), f"{self.cells_done}/{self.cells_total} cells"
         if self.bar is not None and self.task is not None:
             self.bar.update(self.task, completed=done, cells=cells, left=clock(self.remaining()))
-            if result.startswith("FAILED"):
+            if result and result.startswith("FAILED"):
                 self.bar.console.print(f"{self._label(stage)}: {result}", markup=False)
-        else:
+        elif result is not None:
             self.console.print(f"[{done}/{self.total}] {self._label(stage)}: {result}; {cells}, left {clock(self.remaining())}", markup=False, soft_wrap=True)
 
     def remaining(self) -> float | None:

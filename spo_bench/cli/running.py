@@ -95,12 +95,11 @@ def default_jobs(spec: Any, device: str) -> int:
     """Return how many stages run side by side: one a core where only the embedded model is run, whose products are too small
     for several cores to share; else one.
     """
-    import os
-
+    from spo_bench.engine.local import cores_here
     from spo_bench.models.source import EMBEDDED
 
     small = all(model.path == EMBEDDED for model in spec.models)
-    return (os.cpu_count() or 1) if small and not device.startswith("cuda") else 1
+    return cores_here() if small and not device.startswith("cuda") else 1
 
 
 def plan(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
 import time
 import traceback
 from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from typing import Protocol
 
 from spo_bench.errors import InputError, Interrupted, SpoBenchError
@@ -29,7 +31,10 @@ class Watcher(Protocol):
         """A stage has left its artifact."""
 
     def failed(self, stage: Stage, reason: str) -> None:
-        """A stage could not be finished, or an input of it could not."""
+        """A stage could not be finished."""
+
+    def skipped(self, stage: Stage) -> None:
+        """A stage was not tried, because an input of it failed."""
 
 
 def unique_in_order(stages: Sequence[Stage]) -> list[Stage]:
@@ -66,33 +71,43 @@ def run_stages(stages: Sequence[Stage], store: Store, jobs: int, watcher: Watche
 def _in_turn(missing: Sequence[Stage], store: Store, watcher: Watcher) -> dict[str, str]:
     failures: dict[str, str] = {}
     for stage in missing:
-        reason = _broken_input(stage, failures)
+        if _skip(stage, failures, watcher):
+            continue
+        watcher.started(stage)
         started = time.perf_counter()
-        if reason is None:
-            watcher.started(stage)
-            reason = _attempt(stage, store, threads=os.cpu_count() or 1)
-        if reason is None:
-            watcher.finished(stage, time.perf_counter() - started)
-        else:
-            failures[stage.key] = reason
-            watcher.failed(stage, reason)
+        _tell(stage, _attempt(stage, store, threads=cores_here()), time.perf_counter() - started, failures, watcher)
     return failures
+
+
+def _skip(stage: Stage, failures: dict[str, str], watcher: Watcher) -> bool:
+    """Skip a stage an input of which failed; its reason is the input's."""
+    reason = next((failures[source.key] for source in stage.inputs.values() if source.key in failures), None)
+    if reason is not None:
+        failures[stage.key] = reason
+        watcher.skipped(stage)
+    return reason is not None
+
+
+def _tell(stage: Stage, reason: str | None, seconds: float, failures: dict[str, str], watcher: Watcher) -> None:
+    """Note how a stage ended."""
+    if reason is None:
+        watcher.finished(stage, seconds)
+    else:
+        failures[stage.key] = reason
+        watcher.failed(stage, reason)
 
 
 def _side_by_side(missing: Sequence[Stage], store: Store, jobs: int, watcher: Watcher) -> dict[str, str]:
     failures: dict[str, str] = {}
     waiting = {stage.key: stage for stage in missing}
     running: dict[Future[str | None], tuple[Stage, float]] = {}
-    cores = os.cpu_count() or 1
-    pool = ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"))
+    cores = cores_here()
+    pool = _pool(jobs)
     try:
         while waiting or running:
             for stage in list(waiting.values()):
-                reason = _broken_input(stage, failures)
-                if reason is not None:
+                if _skip(stage, failures, watcher):
                     del waiting[stage.key]
-                    failures[stage.key] = reason
-                    watcher.failed(stage, reason)
                 elif len(running) < jobs and not any(source.key in waiting or _is_running(source, running) for source in stage.inputs.values()):
                     del waiting[stage.key]
                     watcher.started(stage)
@@ -100,14 +115,14 @@ def _side_by_side(missing: Sequence[Stage], store: Store, jobs: int, watcher: Wa
                     running[pool.submit(_attempt, stage, store, threads)] = (stage, time.perf_counter())
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 stage, started = running.pop(future)
-                reason = future.result()
-                if reason is None:
-                    watcher.finished(stage, time.perf_counter() - started)
-                else:
-                    failures[stage.key] = reason
-                    watcher.failed(stage, reason)
+                try:
+                    reason = future.result()
+                except BrokenProcessPool:
+                    reason = f"{stage.kind}: its process was killed (out of memory?)"
+                    pool = _pool(jobs)
+                _tell(stage, reason, time.perf_counter() - started, failures, watcher)
     except BaseException:
-        for process in list((pool._processes or {}).values()):
+        for process in multiprocessing.active_children():
             process.terminate()
         pool.shutdown(wait=False, cancel_futures=True)
         raise
@@ -115,13 +130,30 @@ def _side_by_side(missing: Sequence[Stage], store: Store, jobs: int, watcher: Wa
     return failures
 
 
+def _pool(jobs: int) -> ProcessPoolExecutor:
+    # Fresh interpreters: a forked one would share torch's threads with its parent, and hang.
+    return ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"))
+
+
 def _is_running(stage: Stage, running: Mapping[Future[str | None], tuple[Stage, float]]) -> bool:
     return any(other.key == stage.key for other, _ in running.values())
 
 
-def _broken_input(stage: Stage, failures: Mapping[str, str]) -> str | None:
-    """Say which input's failure makes this stage impossible, None if all inputs are well."""
-    return next((failures[source.key] for source in stage.inputs.values() if source.key in failures), None)
+def cores_here() -> int:
+    """Return how many cores this process may use: less than the machine has in a container or under taskset."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def keep_freed_memory() -> None:
+    """Ask the C library to keep freed memory for the next step: giving it back and touching it anew costs more than a small
+    step. Does nothing where the C library is not glibc.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return
+    for setting, value in ((-4, 0), (-1, 2**31 - 1)):  # M_MMAP_MAX: no separate mappings; M_TRIM_THRESHOLD: never shrink
+        mallopt(setting, value)
 
 
 def _attempt(stage: Stage, store: Store, threads: int) -> str | None:
@@ -129,6 +161,7 @@ def _attempt(stage: Stage, store: Store, threads: int) -> str | None:
     import torch
 
     torch.set_num_threads(threads)
+    keep_freed_memory()
     try:
         execute(stage, store)
     except InputError:

@@ -217,7 +217,9 @@ class ModelPlan:
         return Stage("train", version("train"), config, inputs, self.local)
 
     def _generate(self, task: TaskSpec, policy: Stage, seed: int, split: str = "eval") -> Stage:
-        config = {"settings": self.spec.generate.model_dump(mode="json"), "seed": seed, "split": split, "numerics": self.numerics}
+        # Token by token, weights are read once a token: they are held in the type they are computed in.
+        numerics = {**self.numerics, "held": self.numerics["dtype"]}
+        config = {"settings": self.spec.generate.model_dump(mode="json"), "seed": seed, "split": split, "numerics": numerics}
         inputs = {"policy": policy, "base": self.policy, "data": self.data[task.label]}
         return Stage("generate", version("generate"), config, inputs, self.local)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -300,5 +301,5 @@ def _local(name: Any, folder: Path) -> Any:
     for base in (folder, Path.cwd()):
         path = base / Path(name).expanduser()
         if path.exists():
-            return str(path.resolve())
+            return os.path.abspath(path)  # a link keeps its name: it is the model's label
     return name

@@ -17,7 +17,7 @@ from spo_bench.plugins import get_task
 from spo_bench.stages.base import Work
 from spo_bench.task import SPLITS, Row, SplitName, Task
 
-NAMED_DROPS = 100  # rows named in the audit; all are counted
+NAMED_DROPS = 100  # rows of a split named in the audit; all are counted
 
 
 def run(work: Work) -> None:
@@ -34,12 +34,11 @@ def run(work: Work) -> None:
         kept, counts, dropped = prepare(task, rows, split, tokenizer, work.config["max_length"])
         write_jsonl(work.out / f"{split}.jsonl", kept)
         audit["splits"][split] = counts
-        audit["dropped_rows"] += [{"split": split, **row} for row in dropped]
+        audit["dropped_rows"] += [{"split": split, **row} for row in dropped[:NAMED_DROPS]]
         prompts[split] = {row["prompt_text"] for row in kept}
     audit["overlap"] = {
         split: len((prompts["train"] | prompts["sft"]) & prompts[split]) for split in ("eval", "heldout")
     }
-    audit["dropped_rows"] = audit["dropped_rows"][:NAMED_DROPS]
     write_json(work.out / "audit.json", audit)
 
 
