@@ -9,7 +9,7 @@ from typing import Literal
 
 from spo_bench.errors import InputError
 from spo_bench.files import canonical_json
-from spo_bench.judging.local import fill
+from spo_bench.judging.verdict import fill
 from spo_bench.judging.verdict import Question
 
 Side = Literal["a", "b"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import exp
@@ -10,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from spo_bench.judging.verdict import Outcome, Question, Verdict
+from spo_bench.judging.verdict import Outcome, Question, Verdict, fill
 from spo_bench.models.chat import render
 from spo_bench.models.numerics import Numerics
 from spo_bench.training.scoring import log_probs
@@ -67,8 +66,3 @@ class LocalJudge:
         outcome: Outcome = "tie" if abs(score - 0.5) < self.margin else "a" if score > 0.5 else "b"
         orders = [{"first": "a", "p_first": first_wins[0]}, {"first": "b", "p_first": first_wins[1]}]
         return Verdict(question.id, outcome, score, orders)
-
-
-def fill(template: str, **slots: str) -> str:
-    """Fill named slots in one pass; braces anywhere else, in the template or in the text put in, are text."""
-    return re.sub(r"\{(" + "|".join(slots) + r")\}", lambda match: slots[match[1]], template)

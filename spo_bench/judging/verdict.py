@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Protocol
@@ -57,3 +58,8 @@ def by_value(question: Question, a: float, b: float) -> Verdict:
         return Verdict(question.id, "invalid", None, [{"a": None, "b": None}], "an answer has no finite value")
     score = 1.0 if a > b else 0.0 if b > a else 0.5
     return Verdict(question.id, "a" if score == 1 else "b" if score == 0 else "tie", score, [{"a": a, "b": b}])
+
+
+def fill(template: str, **slots: str) -> str:
+    """Fill named slots in one pass; braces anywhere else, in the template or in the text put in, are text."""
+    return re.sub(r"\{(" + "|".join(slots) + r")\}", lambda match: slots[match[1]], template)

@@ -264,6 +264,13 @@ class ModelPlan:
         local = {**self.local, **self._task_local(task)}
         if kind == "gold":
             judge["task"] = self.tasks[task.label].identity()
+        elif kind == "openai" and self.spec.judge is not None:
+            wanted = self.spec.judge.model_dump(mode="json", exclude={"backend"})
+            numbers = ("model", "base_url", "max_tokens", "temperature")
+            judge |= {"template": self.tasks[task.label].judge_prompt, **{key: wanted[key] for key in numbers}}
+            # One purse for the whole run, and replies that outlive a stage that fails.
+            traffic = {key: value for key, value in wanted.items() if key not in numbers}
+            local["judge"] = {**traffic, "cache": str(self.place.hashes.root / "judge.sqlite"), "budget": self.spec.name}
         elif kind == "reward":
             shared["own_rewards"] = self._reward(task, target, samples)
         else:
@@ -293,7 +300,7 @@ def reward_label(name: str) -> str:
 
 
 def judge_of(spec: Spec, task: Task) -> tuple[str | None, str]:
-    """Return (gold, reward, local or None, what it names).
+    """Return (gold, reward, local, openai or None, what it names).
 
     Without a judge in the spec, a controlled world is judged by its known reward and other tasks by the first reward model.
 

@@ -296,7 +296,7 @@ class Spec(Section):
                 "choose another judge, or null",
                 "judge",
             )
-        if not self.rewards and (needy := [name for name, cls in classes.items() if getattr(cls, "needs_rewards", False)]):
+        if not self.rewards and (needy := [name for name, cls in classes.items() if cls.needs_rewards]):
             raise fault(
                 f"no reward model for {', '.join(needy)}",
                 "this task is evaluated with reward models",

@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
-from transformers.utils.logging import disable_progress_bar
+from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from spo_bench.errors import InputError
 from spo_bench.models.numerics import Numerics
 
 disable_progress_bar()  # a run shows its own
+set_verbosity_error()  # a fresh reward head is no news
 
 
 def load_tokenizer(directory: Path) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from spo_bench.files import read_jsonl, write_jsonl
+from spo_bench.judging.api import ApiJudge
 from spo_bench.judging.local import LocalJudge
 from spo_bench.judging.verdict import Question, Verdict, by_value
 from spo_bench.models.chat import plain_text
@@ -17,7 +18,7 @@ from spo_bench.stages.data import as_row, eval_prompts
 def run(work: Work) -> None:
     """Write ``judgments.jsonl``: a verdict a prompt, a = the policy, b = the opponent.
 
-    Config: judge {kind: gold|reward|local, ...}, opponent ("sft", "baseline" or "chosen"), numerics.
+    Config: judge {kind: gold|reward|local|openai, ...}, opponent ("sft", "baseline" or "chosen"), numerics.
     Inputs: data, samples, opponent (samples; absent for "chosen"); for kind reward: own_rewards, opponent_rewards; for kind
     local: judge_model.
     """
@@ -25,7 +26,7 @@ def run(work: Work) -> None:
     own = _answers(work.inputs["samples"])
     against = _answers(work.inputs["opponent"]) if "opponent" in work.inputs else {i: row["chosen"] for i, row in prompts.items()}
     questions = [Question(i, plain_text(prompts[i]["prompt"]), answer, against[i], prompts[i]) for i, answer in own.items()]
-    verdicts = {"gold": _gold, "reward": _reward, "local": _local}[work.config["judge"]["kind"]](work, questions)
+    verdicts = {"gold": _gold, "reward": _reward, "local": _local, "openai": _openai}[work.config["judge"]["kind"]](work, questions)
     write_jsonl(work.out / "judgments.jsonl", ({"opponent": work.config["opponent"], **v.record()} for v in verdicts))
 
 
@@ -58,3 +59,11 @@ def _local(work: Work, questions: list[Question]) -> list[Verdict]:
         max_length=work.config["judge"]["max_length"],
     )
     return judge.compare(questions)
+
+
+def _openai(work: Work, questions: list[Question]) -> list[Verdict]:
+    """A model behind an OpenAI-compatible endpoint decides; its replies are kept outside the artifact, so none is paid twice."""
+    judge = {key: value for key, value in work.config["judge"].items() if key != "kind"}
+    traffic = {**work.local["judge"], "cache": Path(work.local["judge"]["cache"])}
+    verdicts: list[Verdict] = list(ApiJudge(**judge, **traffic).compare(questions))
+    return verdicts

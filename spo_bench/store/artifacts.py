@@ -97,7 +97,8 @@ class HashCache:
     """Hashes of large files, remembered by path, size and modification time, so that planning does not read weights twice."""
 
     def __init__(self, root: Path) -> None:
-        self._path = Path(root).expanduser().absolute() / "file-hashes.json"
+        self.root = Path(root).expanduser().absolute()
+        self._path = self.root / "file-hashes.json"
         try:
             self._known: dict[str, str] = read_json(self._path)
         except (OSError, ValueError):
