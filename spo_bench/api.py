@@ -73,7 +73,11 @@ def choose_device(wanted: str) -> str:
         return "cuda" if wanted == "auto" else wanted
     if wanted == "auto":
         return "cpu"
-    raise InputError(f"device '{wanted}'", f"this machine has {torch.cuda.device_count()} CUDA devices that torch can use", "use --device cpu, or install a CUDA build of torch")
+    raise InputError(
+        f"device '{wanted}'",
+        f"this machine has {torch.cuda.device_count()} CUDA devices that torch can use",
+        "use --device cpu, or install a CUDA build of torch",
+    )
 
 
 def cells_of(spec: Spec, store: Path, device: str, offline: bool = False, tasks_dirs: Sequence[str] = ()) -> list[Cell]:
@@ -127,8 +131,20 @@ def run(
     wanted = [stage for cell in cells for stage in cell.stages.values()]
     missing = [stage for stage in unique_in_order(wanted) if not stage.done(artifacts)]
 
-    record = {"schema_version": SCHEMA_VERSION, "spec": loaded.model_dump(mode="json"), "status": "running", "provenance": provenance()}
-    record |= {"started": _clock(started), "finished": None, "seconds": None, "store": str(artifacts.root), "audits": {}, "tokens": {}}
+    record = {
+        "schema_version": SCHEMA_VERSION,
+        "spec": loaded.model_dump(mode="json"),
+        "status": "running",
+        "provenance": provenance(),
+    }
+    record |= {
+        "started": _clock(started),
+        "finished": None,
+        "seconds": None,
+        "store": str(artifacts.root),
+        "audits": {},
+        "tokens": {},
+    }
     target.mkdir(parents=True, exist_ok=True)
     write_json(target / "run.json", record)
     try:
@@ -140,7 +156,13 @@ def run(
 
 
 def _finish(
-    target: Path, cells: Sequence[Cell], store: Store, failures: Mapping[str, str], record: Mapping[str, Any], made: int, started: float
+    target: Path,
+    cells: Sequence[Cell],
+    store: Store,
+    failures: Mapping[str, str],
+    record: Mapping[str, Any],
+    made: int,
+    started: float,
 ) -> Finished:
     """Write the cells, the listing, the report and, last, the run's status."""
     from spo_bench.report import write_report
@@ -155,7 +177,9 @@ def _finish(
     finished = time.time()
     status = "failed" if failed else "done"
     record = {**record, "status": status, "finished": _clock(finished), "seconds": finished - started}
-    write_json(target / "run.json", {**record, "audits": {name: read_json(path) for name, path in audits.items() if path.is_file()}})
+    write_json(
+        target / "run.json", {**record, "audits": {name: read_json(path) for name, path in audits.items() if path.is_file()}}
+    )
     write_report(target)
     return Finished(target, failed, made, finished - started)
 

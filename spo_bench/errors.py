@@ -1,9 +1,9 @@
 """The errors a user can meet.
 
-    SpoBenchError
-    ├── InputError      what a person gave cannot be used          exit code 2
-    ├── StageError      a stage of a cell could not be finished    exit code 1, other cells go on
-    └── Interrupted     stopped by the user, resumable             exit code 130
+SpoBenchError
+├── InputError      what a person gave cannot be used          exit code 2
+├── StageError      a stage of a cell could not be finished    exit code 1, other cells go on
+└── Interrupted     stopped by the user, resumable             exit code 130
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class StageError(SpoBenchError):
     """A stage could not be finished (a NaN, a step-0 disagreement, a broken plugin); the message is the reason."""
 
 
-class Interrupted(SpoBenchError):
+class Interrupted(SpoBenchError):  # noqa: N818 - not an error: the user asked for it
     """The run was interrupted and can be resumed with the same command."""
 
     exit_code = 130

@@ -34,10 +34,14 @@ def smollm2(shared: Path) -> Path:
     """A directory with SmolLM2-135M-Instruct; made once, kept between runs."""
     import subprocess
 
-    directory = Path(os.environ.get("SPO_BENCH_TEST_MODELS", Path.home() / ".cache" / "spo-bench-tests")) / "SmolLM2-135M-Instruct"
+    directory = (
+        Path(os.environ.get("SPO_BENCH_TEST_MODELS", Path.home() / ".cache" / "spo-bench-tests")) / "SmolLM2-135M-Instruct"
+    )
     if not (directory / "model.safetensors").is_file():
         directory.parent.mkdir(parents=True, exist_ok=True)
-        done = subprocess.run([sys.executable, str(shared / "bin" / "get-smollm2"), str(directory)], capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, str(shared / "bin" / "get-smollm2"), str(directory)], capture_output=True, text=True
+        )
         if done.returncode:
             pytest.skip(f"SmolLM2 cannot be made here: {done.stderr.strip().splitlines()[-1]}")
     return directory
@@ -45,17 +49,42 @@ def smollm2(shared: Path) -> Path:
 
 def tiny_model(kind: str = "llama", vocabulary: int = 61, **changes):
     """A small randomly initialised causal language model of an architecture."""
-    from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM
-    from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+    from transformers import (
+        GPT2Config,
+        GPT2LMHeadModel,
+        GPTNeoXConfig,
+        GPTNeoXForCausalLM,
+        LlamaConfig,
+        LlamaForCausalLM,
+        Qwen2Config,
+        Qwen2ForCausalLM,
+    )
 
     torch.manual_seed(0)
-    rotary = dict(vocab_size=vocabulary, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, initializer_range=0.2)
+    rotary: dict = dict(
+        vocab_size=vocabulary,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        initializer_range=0.2,
+    )
     build = {
         "llama": lambda: LlamaForCausalLM(LlamaConfig(**rotary, num_key_value_heads=2, **changes)),
         "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**rotary, num_key_value_heads=2, **changes)),
         "gpt_neox": lambda: GPTNeoXForCausalLM(GPTNeoXConfig(**rotary, **changes)),
         "gpt2": lambda: GPT2LMHeadModel(
-            GPT2Config(vocab_size=vocabulary, n_embd=32, n_layer=2, n_head=4, initializer_range=0.2, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0, **changes)
+            GPT2Config(
+                vocab_size=vocabulary,
+                n_embd=32,
+                n_layer=2,
+                n_head=4,
+                initializer_range=0.2,
+                resid_pdrop=0,
+                embd_pdrop=0,
+                attn_pdrop=0,
+                **changes,
+            )
         ),
     }
     model = build[kind]()

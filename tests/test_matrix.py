@@ -7,9 +7,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-import spo_bench
 from safetensors.torch import load_file
 
+import spo_bench
 from spo_bench.api import cells_of
 from spo_bench.errors import InputError
 from spo_bench.files import read_json, read_jsonl
@@ -56,7 +56,9 @@ def test_every_cell_is_done_with_every_file(finished):
         assert cell["status"] == "done"
         metrics = read_json(folder / "scores.json")["metrics"]
         expected = {"true_reward", "length", "distinct_2", "reward/trained", "win_rate_chosen"}
-        expected |= {"win_rate_sft", "kl", "implicit_accuracy", "chosen_logratio", "rejected_logratio"} if method != "sft" else set()
+        expected |= (
+            {"win_rate_sft", "kl", "implicit_accuracy", "chosen_logratio", "rejected_logratio"} if method != "sft" else set()
+        )
         expected |= {"head_to_head", "degree_accuracy"} if spo else set()
         assert expected <= set(metrics)
         assert all(len(m["ids"]) == len(m["values"]) for m in metrics.values())
@@ -75,7 +77,7 @@ def test_policies_open_with_transformers_and_carry_no_head(finished):
     policy = run / "cells" / cells(run)["dpo", "+SPO"]["id"] / "policy"
     model = AutoModelForCausalLM.from_pretrained(policy)
     assert AutoTokenizer.from_pretrained(policy).chat_template
-    assert {name for name in load_file(policy / "model.safetensors")} <= {name for name, _ in model.named_parameters()}
+    assert set(load_file(policy / "model.safetensors")) <= {name for name, _ in model.named_parameters()}
 
 
 def test_a_second_run_makes_nothing_and_has_the_same_metrics(finished, tmp_path):
@@ -92,7 +94,10 @@ def test_a_fresh_store_gives_the_same_numbers(finished, tmp_path):
     first, second = cells(finished[0].out), cells(done.out)
     for key in second:
         assert first[key]["keys"] == second[key]["keys"]
-        ours, theirs = (read_json(out / "cells" / cell["id"] / "scores.json") for out, cell in ((done.out, second[key]), (finished[0].out, first[key])))
+        ours, theirs = (
+            read_json(out / "cells" / cell["id"] / "scores.json")
+            for out, cell in ((done.out, second[key]), (finished[0].out, first[key]))
+        )
         assert ours["metrics"] == theirs["metrics"]
 
 
@@ -106,7 +111,11 @@ def test_baseline_and_twin_see_the_same(finished):
         assert [d.split(":")[0] for d in differences(baseline.identity, twin.identity)] == ["config.spo"]
         for name in ("settings", "seed", "split"):
             assert found[method, ""].stages["generate"].config[name] == found[method, "+SPO"].stages["generate"].config[name]
-    steps = {key: list(read_jsonl(finished[0].out / "cells" / cell["id"] / "train.jsonl")) for key, cell in cells(finished[0].out).items() if key[0] == "dpo"}
+    steps = {
+        key: list(read_jsonl(finished[0].out / "cells" / cell["id"] / "train.jsonl"))
+        for key, cell in cells(finished[0].out).items()
+        if key[0] == "dpo"
+    }
     first = [rows[0] for rows in steps.values()]
     assert len({round(row["alignment_loss"], 5) for row in first}) == 1
     assert len({row["pairs"] for row in first}) == 1
@@ -114,7 +123,11 @@ def test_baseline_and_twin_see_the_same(finished):
 
 def test_shared_stages_are_made_once(finished):
     """7 cells, of which 6 trained: one sft, one reward model, one reference, one pass over mismatched pairs, 7 generations."""
-    counts = {kind.name: sum((a / "DONE").is_file() for a in kind.iterdir()) for kind in finished[1].iterdir() if kind.is_dir() and kind.name != "locks"}
+    counts = {
+        kind.name: sum((a / "DONE").is_file() for a in kind.iterdir())
+        for kind in finished[1].iterdir()
+        if kind.is_dir() and kind.name != "locks"
+    }
     assert counts == {
         "tokenizer": 1, "model": 1, "data": 1, "sft": 1, "reward_model": 1, "reference": 1, "mismatched": 1,
         "train": 6, "generate": 7, "score": 7, "reward": 7, "judge": 1 + 6 * 2 + 4,
@@ -149,8 +162,14 @@ def test_jobs_give_the_same_metrics(finished, tmp_path):
     spec = {**SMALL, "methods": ["dpo"], "spo": [False, True]}
     done = spo_bench.run(spec, tmp_path / "run", store=tmp_path / "store", jobs=2)
     assert not done.failed
-    ours = {k: read_json(done.out / "cells" / c["id"] / "scores.json")["metrics"]["true_reward"]["ids"] for k, c in cells(done.out).items()}
-    theirs = {k: read_json(finished[0].out / "cells" / c["id"] / "scores.json")["metrics"]["true_reward"]["ids"] for k, c in cells(finished[0].out).items()}
+    ours = {
+        k: read_json(done.out / "cells" / c["id"] / "scores.json")["metrics"]["true_reward"]["ids"]
+        for k, c in cells(done.out).items()
+    }
+    theirs = {
+        k: read_json(finished[0].out / "cells" / c["id"] / "scores.json")["metrics"]["true_reward"]["ids"]
+        for k, c in cells(finished[0].out).items()
+    }
     assert all(theirs[key] == ids for key, ids in ours.items())
 
 
@@ -177,13 +196,30 @@ def test_a_failing_cell_fails_alone(finished, tmp_path, monkeypatch):
 
 
 def test_fraction_axis_takes_nested_rows_and_its_own_cells(tmp_path):
-    spec = {**SMALL, "methods": ["dpo"], "spo": [False], "data_axes": {"fraction": [0.25, 1.0]}, "train": {"batch_size": 4, "learning_rate": 1e-4, "epochs": 1, "max_length": 128}}
+    spec = {
+        **SMALL,
+        "methods": ["dpo"],
+        "spo": [False],
+        "data_axes": {"fraction": [0.25, 1.0]},
+        "train": {"batch_size": 4, "learning_rate": 1e-4, "epochs": 1, "max_length": 128},
+    }
     done = spo_bench.run({**spec, "rewards": []}, tmp_path / "run", store=tmp_path / "store")
-    steps = {json.dumps(c["axes"]): len(list(read_jsonl(done.out / "cells" / c["id"] / "train.jsonl"))) for c in read_jsonl(done.out / "cells.jsonl") if c["method"] == "dpo"}
+    steps = {
+        json.dumps(c["axes"]): len(list(read_jsonl(done.out / "cells" / c["id"] / "train.jsonl")))
+        for c in read_jsonl(done.out / "cells.jsonl")
+        if c["method"] == "dpo"
+    }
     assert steps == {'{"fraction": 0.25}': 3, "{}": 12}
 
 
-@pytest.mark.parametrize("spo", [{"text": "on_policy"}, {"head": "mlp", "loss": "ordinal_logit", "layer": 1, "pool": "last_token", "warmup": 2}, {"loss": "regression", "head_per_side": True, "op": "mask", "gamma": {"chosen": 0.1, "rejected": 0.2}}])
+@pytest.mark.parametrize(
+    "spo",
+    [
+        {"text": "on_policy"},
+        {"head": "mlp", "loss": "ordinal_logit", "layer": 1, "pool": "last_token", "warmup": 2},
+        {"loss": "regression", "head_per_side": True, "op": "mask", "gamma": {"chosen": 0.1, "rejected": 0.2}},
+    ],
+)
 def test_spo_settings_reach_the_trainer(spo, finished, tmp_path):
     spec = {**SMALL, "methods": ["dpo"], "spo": [spo], "rewards": []}
     done = spo_bench.run(spec, tmp_path / "run", store=finished[1])
@@ -206,7 +242,10 @@ def test_lora_trains_an_adapter_that_opens(finished, tmp_path):
 
 
 def test_too_many_unusable_rows_refuse_the_run_and_leave_nothing(tmp_path):
-    rows = [{"prompt": f"what about plant {i} ?", "chosen": "it is green", "rejected": "it is green" if i % 3 == 0 else "no"} for i in range(60)]
+    rows = [
+        {"prompt": f"what about plant {i} ?", "chosen": "it is green", "rejected": "it is green" if i % 3 == 0 else "no"}
+        for i in range(60)
+    ]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     spec = {**SMALL, "tasks": [{"name": "dialogue", "data": str(tmp_path / "pairs.jsonl")}]}
     with pytest.raises(InputError, match=r"chosen and rejected are identical(.|\n)*max_dropped"):

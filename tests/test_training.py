@@ -21,7 +21,16 @@ from spo_bench.training.scoring import log_probs
 
 CPU = Numerics("cpu", "float32", "float32")
 SETTINGS = TrainSettings(
-    batch_size=8, steps=4, learning_rate=1e-3, schedule="cosine", warmup=0.1, weight_decay=0.0, clip=1.0, micro_tokens=10_000, packing="trie", seed=5
+    batch_size=8,
+    steps=4,
+    learning_rate=1e-3,
+    schedule="cosine",
+    warmup=0.1,
+    weight_decay=0.0,
+    clip=1.0,
+    micro_tokens=10_000,
+    packing="trie",
+    seed=5,
 )
 
 
@@ -31,7 +40,11 @@ def some_examples(count=20, copies=True):
     for number in range(count):
         prompt = draw.integers(0, 61, draw.integers(3, 7))
         chosen, rejected = draw.integers(0, 61, draw.integers(5, 9)), draw.integers(0, 61, draw.integers(4, 8))
-        degraded = [Copy(side[: max(1, len(side) - 2 * degree)], degree, i) for i, side in enumerate((chosen, rejected)) for degree in range(3)]
+        degraded = [
+            Copy(side[: max(1, len(side) - 2 * degree)], degree, i)
+            for i, side in enumerate((chosen, rejected))
+            for degree in range(3)
+        ]
         examples.append(Example(f"row{number}", prompt, chosen, rejected, tuple(degraded) if copies else ()))
     return examples
 
@@ -46,7 +59,9 @@ def reference_of(model, examples, settings, method):
             for rows in step_rows(len(examples), settings.batch_size, settings.steps, settings.seed)
             for a, b in mismatched(rows)
         ]
-        pairs = torch.tensor([[float(x.sum()), float(y.sum())] for x, y in log_probs(model, met, CPU, 1000)]).view(settings.steps, -1, 2)
+        pairs = torch.tensor([[float(x.sum()), float(y.sum())] for x, y in log_probs(model, met, CPU, 1000)]).view(
+            settings.steps, -1, 2
+        )
     return Reference(
         tokens=tokens,
         sums=torch.tensor([[float(a.sum()), float(b.sum())] for a, b in tokens]),
@@ -61,7 +76,9 @@ def train(method="dpo", spo=None, settings=SETTINGS, examples=None, break_refere
     examples = some_examples(copies=spo is not None) if examples is None else examples
     reference = reference_of(model, examples, settings, method)
     if break_reference:
-        reference = replace(reference, sums=reference.sums + break_reference, tokens=[(a + break_reference, b) for a, b in reference.tokens])
+        reference = replace(
+            reference, sums=reference.sums + break_reference, tokens=[(a + break_reference, b) for a, b in reference.tokens]
+        )
     head = DegreeHead(32, spo, seed=stream_seed(settings.seed, "head")) if spo else None
     rows = []
     fit(Objective(model, head, get_method(method), resolve(method, hyper), spo, reference, CPU), examples, settings, rows.append)
@@ -82,7 +99,14 @@ def test_accumulation_changes_nothing(method, spo):
         assert torch.allclose(whole, cut, atol=2e-6)
         for a, b in zip(rows, cut_rows, strict=True):
             # At step 0 every margin is a rounding error, and its sign no accuracy.
-            keys = ("loss", "alignment_loss", "margin", "chosen_logratio", "grad_norm", *(("reward_accuracy",) if a["step"] else ()))
+            keys = (
+                "loss",
+                "alignment_loss",
+                "margin",
+                "chosen_logratio",
+                "grad_norm",
+                *(("reward_accuracy",) if a["step"] else ()),
+            )
             for key in keys:
                 assert a[key] == pytest.approx(b[key], abs=2e-5), key
 

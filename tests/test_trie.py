@@ -153,7 +153,15 @@ def test_probe_accepts_what_works_and_names_what_does_not():
     from transformers import MistralConfig, MistralForCausalLM
 
     narrow = MistralForCausalLM(
-        MistralConfig(vocab_size=61, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2, sliding_window=8)
+        MistralConfig(
+            vocab_size=61,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=1,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            sliding_window=8,
+        )
     )
     assert "window of 8 tokens" in trie_obstacle(narrow, 64)
 

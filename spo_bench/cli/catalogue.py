@@ -15,9 +15,13 @@ from spo_bench.errors import InputError, SpoBenchError
 
 Name = Annotated[str, typer.Argument(metavar="NAME")]
 
-methods_app = typer.Typer(help="The preference methods.", invoke_without_command=True, epilog="Example: spo-bench methods show ipo")
+methods_app = typer.Typer(
+    help="The preference methods.", invoke_without_command=True, epilog="Example: spo-bench methods show ipo"
+)
 tasks_app = typer.Typer(help="The tasks.", invoke_without_command=True, epilog="Example: spo-bench tasks list --json")
-presets_app = typer.Typer(help="The specs that come with the package.", invoke_without_command=True, epilog="Example: spo-bench presets show small")
+presets_app = typer.Typer(
+    help="The specs that come with the package.", invoke_without_command=True, epilog="Example: spo-bench presets show small"
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -53,7 +57,17 @@ def methods_list(json: Json = False) -> None:
     if json:
         print_json([method_record(method) for method in found])
         return
-    rows = [(m.name, m.data, "yes" if m.needs_reference else "no", m.reduction, ", ".join(f"{k}={d.value}" for k, d in m.defaults.items()), m.formula) for m in found]
+    rows = [
+        (
+            m.name,
+            m.data,
+            "yes" if m.needs_reference else "no",
+            m.reduction,
+            ", ".join(f"{k}={d.value}" for k, d in m.defaults.items()),
+            m.formula,
+        )
+        for m in found
+    ]
     _listing(("method", "data", "reference", "log-probs", "defaults", "loss"), rows)
 
 
@@ -66,8 +80,13 @@ def methods_show(name: Name, json: Json = False) -> None:
     if json:
         print_json(method_record(method))
         return
-    lines = [f"{method.name}: {method.formula}", f"source: {method.reference}", f"data: {method.data}; log-probabilities: {method.reduction} over tokens"]
-    lines.append(f"reads the reference: {'yes' if method.needs_reference else 'no'}; batch-coupled: {'yes' if method.batch_coupled else 'no'}")
+    lines = [
+        f"{method.name}: {method.formula}",
+        f"source: {method.reference}",
+        f"data: {method.data}; log-probabilities: {method.reduction} over tokens",
+    ]
+    reads, coupled = ("yes" if answer else "no" for answer in (method.needs_reference, method.batch_coupled))
+    lines.append(f"reads the reference: {reads}; batch-coupled: {coupled}")
     lines += [f"  {key} = {default.value}   ({default.source})" for key, default in method.defaults.items()]
     lines += [f"  note: {trap}" for trap in method.traps]
     Console(highlight=False).print("\n".join(lines), markup=False)
@@ -97,9 +116,17 @@ def tasks_list(tasks: TaskDirs = None, json: Json = False) -> None:
 
     found, broken = find_tasks(tasks or ()), broken_tasks(tasks or ())
     if json:
-        print_json([*(task_record(plugin) for plugin in found.values()), *({"name": b.name, "origin": b.origin, "broken": b.reason} for b in broken)])
+        print_json(
+            [
+                *(task_record(plugin) for plugin in found.values()),
+                *({"name": b.name, "origin": b.origin, "broken": b.reason} for b in broken),
+            ]
+        )
         return
-    _listing(("task", "controlled", "summary", "from"), [(p.name, "yes" if p.cls.controlled else "no", p.cls.summary, p.origin) for p in found.values()])
+    _listing(
+        ("task", "controlled", "summary", "from"),
+        [(p.name, "yes" if p.cls.controlled else "no", p.cls.summary, p.origin) for p in found.values()],
+    )
     for plugin in broken:
         Console(stderr=True, highlight=False).print(f"broken: {plugin.name} ({plugin.origin})\n{plugin.reason}", markup=False)
 
@@ -143,7 +170,11 @@ def tasks_validate(
     from spo_bench.plugins import broken_tasks, find_tasks, get_task
 
     if not path.is_dir():
-        raise InputError(f"'{path}' is not a folder", "a folder of *.py files with Task subclasses is validated", "give the folder that holds the plugin")
+        raise InputError(
+            f"'{path}' is not a folder",
+            "a folder of *.py files with Task subclasses is validated",
+            "give the folder that holds the plugin",
+        )
     faults = [f"{b.name}: cannot be loaded\n{b.reason}" for b in broken_tasks([path])]
     # Built-in tasks come from another folder: only those of this one are validated.
     own = [p for p in find_tasks([path]).values() if str(path.resolve()) in p.origin]
@@ -160,7 +191,9 @@ def tasks_validate(
     if not own and not faults:
         faults.append("no Task subclass with a name was found")
     if faults:
-        raise InputError("\n".join(faults), "a task loads, gives rows of every split, and scores an answer", "mend the task and validate again")
+        raise InputError(
+            "\n".join(faults), "a task loads, gives rows of every split, and scores an answer", "mend the task and validate again"
+        )
 
 
 def _tried(task: Any) -> str:
@@ -172,7 +205,11 @@ def _tried(task: Any) -> str:
             raise InputError(f"split {split} repeats a row id", "ids are unique", "make ids from the rows' content")
         again = [row.id for row in task.load(split, 8, 0)]
         if again != [row.id for row in rows]:
-            raise InputError(f"split {split} gave other rows the second time", "the same arguments give the same rows", "draw from the seed only")
+            raise InputError(
+                f"split {split} gave other rows the second time",
+                "the same arguments give the same rows",
+                "draw from the seed only",
+            )
         counts.append(f"{split} {len(rows)}")
         prompts[split] = {str(row.prompt) for row in rows}
     shared = (prompts["train"] | prompts["sft"]) & prompts["eval"]
@@ -181,7 +218,8 @@ def _tried(task: Any) -> str:
     reward = ""
     if task.controlled:
         row = task.load("eval", 1, 0)[0]
-        reward = f"; true reward of its chosen answer {task.true_reward(row, row.chosen):.3f}, rejected {task.true_reward(row, row.rejected):.3f}"
+        chosen, rejected = (task.true_reward(row, answer) for answer in (row.chosen, row.rejected))
+        reward = f"; true reward of its chosen answer {chosen:.3f}, rejected {rejected:.3f}"
     return f"rows {', '.join(counts)}{reward}"
 
 
@@ -216,7 +254,9 @@ def init(directory: Annotated[Path, typer.Argument(metavar="DIR", help="A new or
     from spo_bench.cli.starter import FILES
 
     if directory.exists() and any(directory.iterdir() if directory.is_dir() else [directory]):
-        raise InputError(f"'{directory}' is there and not empty", "init writes into a new or empty directory", "give another name")
+        raise InputError(
+            f"'{directory}' is there and not empty", "init writes into a new or empty directory", "give another name"
+        )
     for name, text in FILES.items():
         target = directory / name
         target.parent.mkdir(parents=True, exist_ok=True)

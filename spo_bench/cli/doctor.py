@@ -13,7 +13,18 @@ import typer
 from spo_bench.cli.common import Json, StoreDir, print_json
 
 Check = tuple[str, bool, str]  # what, whether it is well, what was seen
-PACKAGES = ("torch", "transformers", "peft", "datasets", "evaluate", "openai", "scipy", "statsmodels", "matplotlib", "rouge-score")
+PACKAGES = (
+    "torch",
+    "transformers",
+    "peft",
+    "datasets",
+    "evaluate",
+    "openai",
+    "scipy",
+    "statsmodels",
+    "matplotlib",
+    "rouge-score",
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -49,8 +60,15 @@ def examine(store: Path) -> Iterator[Check]:
     memory = _memory()
     yield "memory", memory > 2e9, f"{memory / 1e9:.1f} GB available"
     yield from _store_checks(store)
-    yield "judge key", True, "OPENAI_API_KEY is set" if os.environ.get("OPENAI_API_KEY") else "OPENAI_API_KEY is not set (only an API judge needs it)"
-    for program, purpose in (("pdflatex", "LaTeX tables are compiled in tests"), ("chromium", "the report is looked at in tests")):
+    yield (
+        "judge key",
+        True,
+        "OPENAI_API_KEY is set" if os.environ.get("OPENAI_API_KEY") else "OPENAI_API_KEY is not set (only an API judge needs it)",
+    )
+    for program, purpose in (
+        ("pdflatex", "LaTeX tables are compiled in tests"),
+        ("chromium", "the report is looked at in tests"),
+    ):
         yield program, True, shutil.which(program) or f"not installed (optional: {purpose})"
 
 

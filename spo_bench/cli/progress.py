@@ -35,7 +35,8 @@ class RunProgress:
         if self.console.is_terminal and self.total:
             self.bar = Progress(
                 TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("stages"),
-                TextColumn("{task.fields[cells]}"), TimeElapsedColumn(), TextColumn("left {task.fields[left]}"), console=self.console,
+                TextColumn("{task.fields[cells]}"), TimeElapsedColumn(), TextColumn("left {task.fields[left]}"),
+                console=self.console,
             )  # fmt: skip
             self.task = self.bar.add_task("starting", total=self.total, cells="", left="?")
             self.bar.start()
@@ -75,7 +76,11 @@ class RunProgress:
             if result and result.startswith("FAILED"):
                 self.bar.console.print(f"{self._label(stage)}: {result}", markup=False)
         elif result is not None:
-            self.console.print(f"[{done}/{self.total}] {self._label(stage)}: {result}; {cells}, left {clock(self.remaining())}", markup=False, soft_wrap=True)
+            self.console.print(
+                f"[{done}/{self.total}] {self._label(stage)}: {result}; {cells}, left {clock(self.remaining())}",
+                markup=False,
+                soft_wrap=True,
+            )
 
     def remaining(self) -> float | None:
         """Return the seconds left, from the mean time of each kind of stage so far; None before anything is known."""

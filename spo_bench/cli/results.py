@@ -20,7 +20,11 @@ def register(app: typer.Typer) -> None:
 
 def _checked(run: Path) -> Path:
     if not (run / "run.json").is_file() or not (run / "cells.jsonl").is_file():
-        raise InputError(f"'{run}' holds no finished run", "a run's directory has run.json and cells.jsonl", "give the directory that `spo-bench run --out` wrote; finish an interrupted run first")
+        raise InputError(
+            f"'{run}' holds no finished run",
+            "a run's directory has run.json and cells.jsonl",
+            "give the directory that `spo-bench run --out` wrote; finish an interrupted run first",
+        )
     return run
 
 

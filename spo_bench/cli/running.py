@@ -40,11 +40,16 @@ def register(app: typer.Typer) -> None:
 
 def run(
     matrix: Matrix = None,
-    out: Annotated[Path | None, typer.Option("--out", help="The run's directory [default: results/NAME].", rich_help_panel=WHERE)] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="The run's directory [default: results/NAME].", rich_help_panel=WHERE)
+    ] = None,
     store: StoreDir = None,
     device: Device = "auto",
     engine: Annotated[str, typer.Option("--engine", help="local: this machine.", rich_help_panel=WHERE)] = "local",
-    jobs: Annotated[int | None, typer.Option("--jobs", min=1, help="Stages side by side [default: 1; small models: one a core].", rich_help_panel=WHERE)] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option("--jobs", min=1, help="Stages side by side [default: 1; small models: one a core].", rich_help_panel=WHERE),
+    ] = None,
     offline: Offline = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would run.", rich_help_panel=WHAT)] = False,
     method: Methods = None,
@@ -58,7 +63,9 @@ def run(
     A run that was stopped goes on where it was with the same command; what is in the store is not made again.
     """
     if engine != "local":
-        raise InputError(f"engine '{engine}'", "this version runs on the local machine", "leave --engine out, or give --engine local")
+        raise InputError(
+            f"engine '{engine}'", "this version runs on the local machine", "leave --engine out, or give --engine local"
+        )
     spec = _load(matrix, method, task, model, seed, tasks)
     target = out or Path("results") / spec.name
     if dry_run:
@@ -75,11 +82,20 @@ def run(
     cells = api.cells_of(spec, artifacts.root, device, offline, folders)
     missing = [s for s in unique_in_order([s for c in cells for s in c.stages.values()]) if not s.done(artifacts)]
     side_by_side = jobs or default_jobs(spec, device)
-    console.print(f"{spec.name}: {len(cells)} cells, {len(missing)} stages to make, {side_by_side} at a time; {target}", markup=False)
+    console.print(
+        f"{spec.name}: {len(cells)} cells, {len(missing)} stages to make, {side_by_side} at a time; {target}", markup=False
+    )
     try:
         with RunProgress(missing, cells, side_by_side, console) as progress:
             done = api.run(
-                spec, target, store=artifacts.root, device=device, jobs=side_by_side, offline=offline, tasks_dirs=folders, watcher=progress
+                spec,
+                target,
+                store=artifacts.root,
+                device=device,
+                jobs=side_by_side,
+                offline=offline,
+                tasks_dirs=folders,
+                watcher=progress,
             )
     except Interrupted as error:
         raise Interrupted("stopped; the same command goes on where this run was") from error
@@ -104,7 +120,9 @@ def default_jobs(spec: Any, device: str) -> int:
 
 def plan(
     matrix: Matrix = None,
-    out: Annotated[Path | None, typer.Option("--out", help="The run's directory, to tell stale from missing.", rich_help_panel=WHERE)] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="The run's directory, to tell stale from missing.", rich_help_panel=WHERE)
+    ] = None,
     store: StoreDir = None,
     device: Device = "auto",
     offline: Offline = False,
@@ -123,7 +141,9 @@ def plan(
 def _load(matrix: str | None, methods: Any, tasks: Any, models: Any, seeds: Any, folders: Sequence[Path] | None) -> Any:
     from spo_bench.matrix.load import load_spec
 
-    return load_spec(matrix, methods=methods or (), tasks=tasks or (), models=models or (), seeds=seeds or (), tasks_dirs=folders or ())
+    return load_spec(
+        matrix, methods=methods or (), tasks=tasks or (), models=models or (), seeds=seeds or (), tasks_dirs=folders or ()
+    )
 
 
 def _print_plan(
@@ -144,7 +164,8 @@ def _print_plan(
                 "store": str(artifacts.root),
                 "cells": [cell.id for cell in cells],
                 "stages": [
-                    {"cell": s.cell, "stage": s.name, "kind": s.stage.kind, "key": s.stage.key, "state": s.state, "why": s.why} for s in states
+                    {"cell": s.cell, "stage": s.name, "kind": s.stage.kind, "key": s.stage.key, "state": s.state, "why": s.why}
+                    for s in states
                 ],
             }
         )
@@ -156,7 +177,9 @@ def _print_plan(
     style = {"done": "green", "stale": "yellow", "missing": "dim"}
     before = None
     for state in states:
-        table.add_row(state.cell if state.cell != before else "", state.name, f"[{style[state.state]}]{state.state}[/]", _plain(state.why))
+        table.add_row(
+            state.cell if state.cell != before else "", state.name, f"[{style[state.state]}]{state.state}[/]", _plain(state.why)
+        )
         before = state.cell
     console.print(table)
     shared = {state.stage.key: state.state for state in states}

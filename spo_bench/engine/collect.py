@@ -15,7 +15,14 @@ from spo_bench.store.artifacts import Store
 
 SCHEMA_VERSION = 1
 # Scalars of a training: name -> whether more is better.
-COSTS = {"seconds": False, "step_seconds": False, "pairs_per_second": True, "peak_memory": False, "tokens_per_pair": False, "tokens_per_pair_separate": False}  # fmt: skip
+COSTS = {
+    "seconds": False,
+    "step_seconds": False,
+    "pairs_per_second": True,
+    "peak_memory": False,
+    "tokens_per_pair": False,
+    "tokens_per_pair_separate": False,
+}
 
 
 def cell_record(cell: Cell, failures: Mapping[str, str]) -> dict[str, Any]:

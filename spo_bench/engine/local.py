@@ -108,7 +108,9 @@ def _side_by_side(missing: Sequence[Stage], store: Store, jobs: int, watcher: Wa
             for stage in list(waiting.values()):
                 if _skip(stage, failures, watcher):
                     del waiting[stage.key]
-                elif len(running) < jobs and not any(source.key in waiting or _is_running(source, running) for source in stage.inputs.values()):
+                elif len(running) < jobs and not any(
+                    source.key in waiting or _is_running(source, running) for source in stage.inputs.values()
+                ):
                     del waiting[stage.key]
                     watcher.started(stage)
                     threads = cores if stage.kind in ALL_CORES else max(1, cores // jobs)

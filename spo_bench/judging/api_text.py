@@ -9,8 +9,7 @@ from typing import Literal
 
 from spo_bench.errors import InputError
 from spo_bench.files import canonical_json
-from spo_bench.judging.verdict import fill
-from spo_bench.judging.verdict import Question
+from spo_bench.judging.verdict import Question, fill
 
 Side = Literal["a", "b"]
 Shown = Literal["first", "second", "tie"]

@@ -67,7 +67,11 @@ def expand(spec: Spec, place: Place) -> list[Cell]:
     """
     cells = [cell for model in spec.models for cell in ModelPlan(spec, model, place).cells()]
     if len({cell.id for cell in cells}) != len(cells):
-        raise InputError("two cells of this matrix have one id", "models, tasks and methods need different labels", "give a `label` to one of them")
+        raise InputError(
+            "two cells of this matrix have one id",
+            "models, tasks and methods need different labels",
+            "give a `label` to one of them",
+        )
     return cells
 
 
@@ -103,9 +107,22 @@ class ModelPlan:
                             yield self._cell(task, method.label, spo, seed, axes, stages)
 
     def _cell(
-        self, task: TaskSpec, method: str, spo: SpoSettings | None, seed: int, axes: Mapping[str, Any], stages: Mapping[str, Stage]
+        self,
+        task: TaskSpec,
+        method: str,
+        spo: SpoSettings | None,
+        seed: int,
+        axes: Mapping[str, Any],
+        stages: Mapping[str, Stage],
     ) -> Cell:
-        names = [self.model.label, task.label, method, spo.label() if spo else "", *(f"{k}={v:g}" for k, v in axes.items()), f"s{seed}"]
+        names = [
+            self.model.label,
+            task.label,
+            method,
+            spo.label() if spo else "",
+            *(f"{k}={v:g}" for k, v in axes.items()),
+            f"s{seed}",
+        ]
         return Cell(slug(names), self.model.label, task.label, method, spo, seed, axes, stages)
 
     # What all tasks and methods share.
@@ -121,14 +138,19 @@ class ModelPlan:
             )
         directory = resolve(self.model.path, self.model.revision, self.place.offline)
         tokenizer = Stage(
-            "tokenizer", version("tokenizer"), dict(tokenizer_identity(directory, self.place.hashes)), local={"directory": str(directory)}
+            "tokenizer",
+            version("tokenizer"),
+            dict(tokenizer_identity(directory, self.place.hashes)),
+            local={"directory": str(directory)},
         )
         weights = dict(weights_identity(directory, self.place.hashes))
         if self.model.adapter is None:
             return tokenizer, Stage("model", version("model"), {"weights": weights}, local={"directory": str(directory)})
         adapter = resolve(self.model.adapter, None, self.place.offline)
         config = {"weights": weights, "adapter": dict(weights_identity(adapter, self.place.hashes)), "numerics": self.numerics}
-        return tokenizer, Stage("model", version("model"), config, local={**self.local, "base": str(directory), "adapter": str(adapter)})
+        return tokenizer, Stage(
+            "model", version("model"), config, local={**self.local, "base": str(directory), "adapter": str(adapter)}
+        )
 
     def _data(self, task: TaskSpec) -> Stage:
         plugin = self.tasks[task.label]
@@ -187,7 +209,13 @@ class ModelPlan:
         opponents: dict[str, Stage | None] = {"sft": self._generate(task, self.policy, seed), "chosen": None}
         if spo is not None and baseline is not None:
             opponents["baseline"] = baseline
-        stages = {"data": self.data[task.label], "sft": self.policy, "reference": self._reference(task), "train": train, "generate": generate}
+        stages = {
+            "data": self.data[task.label],
+            "sft": self.policy,
+            "reference": self._reference(task),
+            "train": train,
+            "generate": generate,
+        }
         stages["score"] = self._score(task, generate, train, method)
         return stages | self._rewards(task, generate) | self._judgments(task, generate, opponents)
 
@@ -196,7 +224,11 @@ class ModelPlan:
         train = self.spec.train.model_copy(update=method.train)
         settings = self._settings(train, seed)
         if declaration.needs_kl and train.batch_size < 2:
-            raise InputError(f"method '{method.name}' with batch_size {train.batch_size}", "it pairs each prompt with another one's answer", "set batch_size to at least 2")
+            raise InputError(
+                f"method '{method.name}' with batch_size {train.batch_size}",
+                "it pairs each prompt with another one's answer",
+                "set batch_size to at least 2",
+            )
         config = {
             "method": method_identity(method),
             "spo": {"settings": spo.model_dump(mode="json"), "version": spo.identity()["version"]} if spo else None,
@@ -211,7 +243,9 @@ class ModelPlan:
         inputs = {"policy": self.policy, "data": data, "reference": self._reference(task)}
         if declaration.needs_kl:
             matched = {"settings": settings, "fraction": fraction, "max_length": train.max_length, "numerics": self.numerics}
-            inputs["mismatched"] = Stage("mismatched", version("mismatched"), matched, {"policy": self.policy, "data": data}, self.local)
+            inputs["mismatched"] = Stage(
+                "mismatched", version("mismatched"), matched, {"policy": self.policy, "data": data}, self.local
+            )
         if spo is not None and spo.text == "on_policy":
             inputs["samples"] = self._generate(task, self.policy, SHARED_SEED, split="train")
         return Stage("train", version("train"), config, inputs, self.local)
@@ -239,11 +273,18 @@ class ModelPlan:
     def _reward_model(self, task: TaskSpec, name: str) -> Stage:
         if name != "trained":
             directory = resolve(name, None, self.place.offline)
-            return Stage("model", version("model"), {"weights": dict(weights_identity(directory, self.place.hashes))}, local={"directory": str(directory)})
+            return Stage(
+                "model",
+                version("model"),
+                {"weights": dict(weights_identity(directory, self.place.hashes))},
+                local={"directory": str(directory)},
+            )
         wanted = self.spec.reward_training
         settings = self._settings(self.spec.train, SHARED_SEED) | wanted.model_dump(mode="json")
         config = {"settings": settings, "max_length": self.spec.train.max_length, "numerics": self.numerics}
-        return Stage("reward_model", version("reward_model"), config, {"policy": self.policy, "data": self.data[task.label]}, self.local)
+        return Stage(
+            "reward_model", version("reward_model"), config, {"policy": self.policy, "data": self.data[task.label]}, self.local
+        )
 
     def _reward(self, task: TaskSpec, name: str, samples: Stage | None) -> Stage:
         limit = self.spec.train.max_length + self.spec.generate.max_new_tokens
@@ -277,7 +318,10 @@ class ModelPlan:
             directory = resolve(target, None, self.place.offline)
             judge |= {"template": self.tasks[task.label].judge_prompt, "max_length": 4096}
             shared["judge_model"] = Stage(
-                "model", version("model"), {"weights": dict(weights_identity(directory, self.place.hashes))}, local={"directory": str(directory)}
+                "model",
+                version("model"),
+                {"weights": dict(weights_identity(directory, self.place.hashes))},
+                local={"directory": str(directory)},
             )
         stages = {}
         for name, opponent in opponents.items():
@@ -311,7 +355,11 @@ def judge_of(spec: Spec, task: Task) -> tuple[str | None, str]:
     if judge is None:
         return ("gold", "") if task.controlled else ("reward", spec.rewards[0]) if spec.rewards else (None, "")
     if judge.backend == "gold" and not task.controlled:
-        raise InputError(f"judge gold for task '{task.name}'", "only a controlled world has a known reward", "judge with reward:NAME or local:MODEL")
+        raise InputError(
+            f"judge gold for task '{task.name}'",
+            "only a controlled world has a known reward",
+            "judge with reward:NAME or local:MODEL",
+        )
     return judge.backend, judge.model or ""
 
 

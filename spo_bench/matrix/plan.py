@@ -37,10 +37,22 @@ def stage_states(cells: Sequence[Cell], store: Store, earlier: Mapping[str, Mapp
         for name, stage in cell.stages.items():
             before = earlier.get(cell.id, {}).get(name)
             if stage.done(store):
-                states.append(StageState(cell.id, name, stage, "done", f"in the store as {stage.kind}/{stage.key}" if "directory" not in stage.local else "on disk"))
+                states.append(
+                    StageState(
+                        cell.id,
+                        name,
+                        stage,
+                        "done",
+                        f"in the store as {stage.kind}/{stage.key}" if "directory" not in stage.local else "on disk",
+                    )
+                )
             elif before is not None and before != stage.key:
                 old = store.identity(stage.kind, before)
-                why = "; ".join(differences(old, stage.identity)) if old else f"its key changed from {before}, which is not in the store any more"
+                why = (
+                    "; ".join(differences(old, stage.identity))
+                    if old
+                    else f"its key changed from {before}, which is not in the store any more"
+                )
                 states.append(StageState(cell.id, name, stage, "stale", why))
             else:
                 states.append(StageState(cell.id, name, stage, "missing", _needs(stage, store)))

@@ -21,7 +21,11 @@ def load_tokenizer(directory: Path) -> Any:
     """Return the tokenizer of a model directory, with a padding token."""
     tokenizer = AutoTokenizer.from_pretrained(str(directory))
     if tokenizer.eos_token_id is None:
-        raise InputError(f"the tokenizer of '{directory}' has no end token", "answers must be able to stop", "set eos_token and save the tokenizer again")
+        raise InputError(
+            f"the tokenizer of '{directory}' has no end token",
+            "answers must be able to stop",
+            "set eos_token and save the tokenizer again",
+        )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token_id = tokenizer.eos_token_id
     return tokenizer
@@ -41,9 +45,14 @@ def load_policy(directory: Path, numerics: Numerics, base: Path | None = None, t
     """
     adapter = (directory / "adapter_config.json").is_file()
     if adapter and base is None:
-        raise InputError(f"'{directory}' is an adapter", "an adapter needs the weights it was trained on", "give its base model too")
+        raise InputError(
+            f"'{directory}' is an adapter", "an adapter needs the weights it was trained on", "give its base model too"
+        )
     model = AutoModelForCausalLM.from_pretrained(
-        str(base if adapter else directory), dtype=getattr(torch, numerics.held), attn_implementation="sdpa", trust_remote_code=trust_remote_code
+        str(base if adapter else directory),
+        dtype=getattr(torch, numerics.held),
+        attn_implementation="sdpa",
+        trust_remote_code=trust_remote_code,
     )
     if adapter:
         from peft import PeftModel

@@ -17,11 +17,13 @@ from spo_bench.models.numerics import Numerics
 Messages = Sequence[Mapping[str, str]]
 
 
-def load_reward_model(directory: Path, numerics: Numerics, trust_remote_code: bool = False, fresh: bool = False) -> tuple[Any, Any]:
+def load_reward_model(
+    directory: Path, numerics: Numerics, trust_remote_code: bool = False, fresh: bool = False
+) -> tuple[Any, Any]:
     """Return (model, tokenizer).
 
     Args:
-        directory: a sequence-classification model, or with ``fresh`` a language model whose weights a new reward model starts from.
+        directory: a sequence-classification model, or with ``fresh`` a language model a new reward model starts from.
         numerics: device and type.
         trust_remote_code: whether the model's own code may run.
         fresh: put a new head with one output on the weights.
@@ -35,7 +37,9 @@ def load_reward_model(directory: Path, numerics: Numerics, trust_remote_code: bo
     )
     if model.config.num_labels != 1:
         raise InputError(
-            f"'{directory}' has {model.config.num_labels} outputs", "a reward model gives one number", "give a reward model (num_labels = 1)"
+            f"'{directory}' has {model.config.num_labels} outputs",
+            "a reward model gives one number",
+            "give a reward model (num_labels = 1)",
         )
     tokenizer = AutoTokenizer.from_pretrained(str(directory))
     if tokenizer.pad_token_id is None:
@@ -70,7 +74,12 @@ def rewards_of(model: Any, tokenizer: Any, sequences: Sequence[Sequence[int]], n
 
 @torch.no_grad()
 def score_answers(
-    model: Any, tokenizer: Any, items: Sequence[tuple[Messages, str]], numerics: Numerics, max_length: int, batch_tokens: int = 4096
+    model: Any,
+    tokenizer: Any,
+    items: Sequence[tuple[Messages, str]],
+    numerics: Numerics,
+    max_length: int,
+    batch_tokens: int = 4096,
 ) -> list[float]:
     """Return the reward of every (prompt, answer), in batches of like length."""
     sequences = [encode(tokenizer, prompt, answer, max_length) for prompt, answer in items]
@@ -81,7 +90,9 @@ def score_answers(
         group.append(i)
         last = place + 1 == len(order)
         if last or len(sequences[order[place + 1]]) * (len(group) + 1) > batch_tokens:
-            for j, value in zip(group, rewards_of(model, tokenizer, [sequences[j] for j in group], numerics).tolist(), strict=True):
+            for j, value in zip(
+                group, rewards_of(model, tokenizer, [sequences[j] for j in group], numerics).tolist(), strict=True
+            ):
                 scores[j] = value
             group = []
     return scores

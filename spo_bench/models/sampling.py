@@ -13,7 +13,13 @@ from spo_bench.models.numerics import Numerics
 
 @torch.no_grad()
 def sample(
-    model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], settings: Mapping[str, Any], stops: Sequence[int], seeds: Sequence[int], numerics: Numerics
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    settings: Mapping[str, Any],
+    stops: Sequence[int],
+    seeds: Sequence[int],
+    numerics: Numerics,
 ) -> list[list[int]]:
     """Return the token ids of one answer a prompt, the end token included where the policy stopped by itself.
 

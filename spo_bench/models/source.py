@@ -12,7 +12,14 @@ from spo_bench.files import read_json
 from spo_bench.store.artifacts import HashCache
 
 EMBEDDED = "embedded"
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "special_tokens_map.json", "chat_template.jinja")
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+)
 # Of tokenizer_config.json only what changes token ids: the file also records paths and library versions.
 TOKENIZER_KEYS = ("bos_token", "eos_token", "unk_token", "pad_token", "add_bos_token", "add_eos_token", "chat_template")
 
@@ -33,14 +40,18 @@ def resolve(name: str, revision: str | None = None, offline: bool = False) -> Pa
             )
         return local
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or local.suffix:
-        raise InputError(f"model directory '{name}' is not there", "a path must exist", "check the path, or give a hub id such as org/name")
+        raise InputError(
+            f"model directory '{name}' is not there", "a path must exist", "check the path, or give a hub id such as org/name"
+        )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     # Weights as safetensors only: a pickle can run code.
     patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns, local_files_only=offline or _hub_offline()))
+        return Path(
+            snapshot_download(name, revision=revision, allow_patterns=patterns, local_files_only=offline or _hub_offline())
+        )
     except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(
@@ -80,6 +91,10 @@ def tokenizer_identity(directory: Path, hashes: HashCache) -> Mapping[str, Any]:
     found = {name: hashes.hash(directory / name) for name in TOKENIZER_FILES if (directory / name).is_file()}
     settings = directory / "tokenizer_config.json"
     if not found:
-        raise InputError(f"'{directory}' holds no tokenizer", "a model directory brings its own tokenizer", "save it there with tokenizer.save_pretrained")
+        raise InputError(
+            f"'{directory}' holds no tokenizer",
+            "a model directory brings its own tokenizer",
+            "save it there with tokenizer.save_pretrained",
+        )
     config = read_json(settings) if settings.is_file() else {}
     return {"files": found, "config": {key: config[key] for key in TOKENIZER_KEYS if key in config}}

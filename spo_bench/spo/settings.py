@@ -53,7 +53,11 @@ class SpoSettings(BaseModel):
     head: Literal["linear", "mlp"] = Field("linear", description="the classifier on that vector")
     head_per_side: bool = Field(False, strict=True, description="one head each for chosen and rejected answers")
     head_learning_rate: float = Field(
-        1e-3, gt=0, allow_inf_nan=False, strict=True, description="peak learning rate of the head, which starts from random weights"
+        1e-3,
+        gt=0,
+        allow_inf_nan=False,
+        strict=True,
+        description="peak learning rate of the head, which starts from random weights",
     )
     loss: Literal["softmax_ce", "ordinal_logit", "regression"] = Field("softmax_ce", description="the degree loss")
     gamma: Gamma = Field(0.1, description="weight of the degree loss; a number, or {chosen: ..., rejected: ...}")
@@ -79,7 +83,9 @@ class SpoSettings(BaseModel):
     def _on_policy_has_no_sides(self) -> Self:
         """Refuse per-side settings for the policy's own answers, which are neither chosen nor rejected."""
         if self.text == "on_policy" and (self.side != "both" or self.head_per_side or isinstance(self.gamma, SideGamma)):
-            raise ValueError("text on_policy goes without side, head_per_side and a gamma for each side: its answers have no side")
+            raise ValueError(
+                "text on_policy goes without side, head_per_side and a gamma for each side: its answers have no side"
+            )
         return self
 
     def rho(self) -> tuple[float, ...]:

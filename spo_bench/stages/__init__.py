@@ -1,1 +1,1 @@
-"""One file a stage: data → sft → reference → train → generate → score → judge. Each is a function: inputs + config -> artifact."""
+"""One file a stage, each a function from inputs and config to an artifact."""

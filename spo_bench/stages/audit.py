@@ -17,13 +17,20 @@ def check_dropped(directory: Path, max_dropped: float) -> None:
     audit = read_json(directory / "audit.json")
     for split, counts in audit["splits"].items():
         if counts["rows"] == 0 and split in ("train", "eval"):
-            raise InputError(f"task '{audit['task']}' has no {split} rows", "a task needs train and eval rows", "give more data, or raise limit")
+            raise InputError(
+                f"task '{audit['task']}' has no {split} rows",
+                "a task needs train and eval rows",
+                "give more data, or raise limit",
+            )
         if counts["rows"] and counts["dropped"] / counts["rows"] > max_dropped:
             named = [f"row {row['number']}: {row['reason']}" for row in audit["dropped_rows"] if row["split"] == split]
+            examples = "; ".join(named[:5]) + ("; …" if len(named) > 5 else "")
             raise InputError(
-                f"task '{audit['task']}', split {split}: {counts['dropped']} of {counts['rows']} rows cannot be used ({'; '.join(named[:5])}{'; …' if len(named) > 5 else ''})",
+                f"task '{audit['task']}', split {split}: {counts['dropped']} of {counts['rows']} rows are unusable ({examples})",
                 f"at most max_dropped = {max_dropped:g} of a task's rows may be unusable",
                 "repair these rows, or raise max_dropped of this task",
             )
         if counts["rows"] and counts["kept"] == 0:
-            raise InputError(f"task '{audit['task']}', split {split}: no row is left", "a task needs usable rows", "check the data")
+            raise InputError(
+                f"task '{audit['task']}', split {split}: no row is left", "a task needs usable rows", "check the data"
+            )

@@ -36,9 +36,7 @@ def run(work: Work) -> None:
         audit["splits"][split] = counts
         audit["dropped_rows"] += [{"split": split, **row} for row in dropped[:NAMED_DROPS]]
         prompts[split] = {row["prompt_text"] for row in kept}
-    audit["overlap"] = {
-        split: len((prompts["train"] | prompts["sft"]) & prompts[split]) for split in ("eval", "heldout")
-    }
+    audit["overlap"] = {split: len((prompts["train"] | prompts["sft"]) & prompts[split]) for split in ("eval", "heldout")}
     write_json(work.out / "audit.json", audit)
 
 
@@ -57,7 +55,9 @@ def prepare(
         if reason is None:
             record, reason = tokenised(row, split, tokenizer, max_length, counts)
         if reason is None and row.id in seen:
-            raise InputError(f"task '{task.name}' gives two {split} rows the id '{row.id}'", "row ids are unique", "fix the task's load()")
+            raise InputError(
+                f"task '{task.name}' gives two {split} rows the id '{row.id}'", "row ids are unique", "fix the task's load()"
+            )
         if reason is not None:
             counts["dropped"] += 1
             counts["empty_answers"] += "empty" in reason
@@ -71,8 +71,9 @@ def prepare(
 
 
 AUDIT_COUNTS = (
-    "rows", "kept", "dropped", "empty_answers", "distinct_prompts", "truncated_chosen", "truncated_rejected", "boundary_merges",
-    "bos_0", "bos_1", "bos_2_or_more", "eos_once_chosen", "eos_once_rejected", "prompt_tokens", "chosen_tokens", "rejected_tokens",
+    "rows", "kept", "dropped", "empty_answers", "distinct_prompts", "truncated_chosen", "truncated_rejected",
+    "boundary_merges", "bos_0", "bos_1", "bos_2_or_more", "eos_once_chosen", "eos_once_rejected", "prompt_tokens",
+    "chosen_tokens", "rejected_tokens",
 )  # fmt: skip
 
 
@@ -89,7 +90,9 @@ def content_fault(row: Row, split: SplitName) -> str | None:
     return "chosen and rejected are identical" if row.chosen.strip() == row.rejected.strip() else None
 
 
-def tokenised(row: Row, split: SplitName, tokenizer: Any, max_length: int, counts: Counter[str]) -> tuple[dict[str, Any], str | None]:
+def tokenised(
+    row: Row, split: SplitName, tokenizer: Any, max_length: int, counts: Counter[str]
+) -> tuple[dict[str, Any], str | None]:
     """Return (the row with token ids, None), or ({}, why nothing usable is left)."""
     rendered = render(tokenizer, row.prompt)
     special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}

@@ -26,7 +26,9 @@ def run(work: Work) -> None:
     own = _answers(work.inputs["samples"])
     against = _answers(work.inputs["opponent"]) if "opponent" in work.inputs else {i: row["chosen"] for i, row in prompts.items()}
     questions = [Question(i, plain_text(prompts[i]["prompt"]), answer, against[i], prompts[i]) for i, answer in own.items()]
-    verdicts = {"gold": _gold, "reward": _reward, "local": _local, "openai": _openai}[work.config["judge"]["kind"]](work, questions)
+    verdicts = {"gold": _gold, "reward": _reward, "local": _local, "openai": _openai}[work.config["judge"]["kind"]](
+        work, questions
+    )
     write_jsonl(work.out / "judgments.jsonl", ({"opponent": work.config["opponent"], **v.record()} for v in verdicts))
 
 
@@ -43,7 +45,8 @@ def _gold(work: Work, questions: list[Question]) -> list[Verdict]:
 def _reward(work: Work, questions: list[Question]) -> list[Verdict]:
     """A reward model decides; its scores are there already."""
     own, against = (
-        {row["id"]: row["reward"] for row in read_jsonl(work.inputs[name] / "rewards.jsonl")} for name in ("own_rewards", "opponent_rewards")
+        {row["id"]: row["reward"] for row in read_jsonl(work.inputs[name] / "rewards.jsonl")}
+        for name in ("own_rewards", "opponent_rewards")
     )
     return [by_value(q, own[q.id], against[q.id]) for q in questions]
 

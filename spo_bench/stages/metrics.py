@@ -24,7 +24,9 @@ def rouge_l(answers: Sequence[str], references: Sequence[str]) -> list[float | N
     from rouge_score.rouge_scorer import RougeScorer
 
     scorer = RougeScorer(["rougeL"], use_stemmer=True)
-    return [float(scorer.score(reference, answer)["rougeL"].fmeasure) for answer, reference in zip(answers, references, strict=True)]
+    return [
+        float(scorer.score(reference, answer)["rougeL"].fmeasure) for answer, reference in zip(answers, references, strict=True)
+    ]
 
 
 def text_metric(name: str) -> TextMetric:

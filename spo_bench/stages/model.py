@@ -1,4 +1,4 @@
-"""model, tokenizer: what a matrix starts from. Only the embedded model and merged adapters are made; others lie on disk already."""
+"""model, tokenizer: what a matrix starts from. Only the embedded model and merged adapters are made, others lie on disk."""
 
 from __future__ import annotations
 

@@ -9,7 +9,10 @@ from spo_bench.stages.data import eval_prompts
 
 
 def run(work: Work) -> None:
-    """Write ``rewards.jsonl``: id, reward. Config: max_length, numerics, of ("samples" or "chosen"). Inputs: reward_model, data, samples."""
+    """Write ``rewards.jsonl``: id, reward.
+
+    Config: max_length, numerics, of ("samples", or "chosen": the data's answers). Inputs: reward_model, data, samples.
+    """
     model, tokenizer = load_reward_model(work.inputs["reward_model"], work.numerics, work.local["trust_remote_code"])
     prompts = {row["id"]: row for row in eval_prompts(work.inputs["data"])}
     if work.config["of"] == "chosen":

@@ -37,11 +37,13 @@ def run(work: Work) -> None:
         torch.manual_seed(stream_seed(settings.seed, "dropout", step))
         for group in split_by_budget([sum(map(len, pairs[i])) for i in chosen], settings.micro_tokens):
             members = [chosen[place] for place in group]
-            rewards = rewards_of(model, tokenizer, [pairs[i][side] for i in members for side in (0, 1)], work.numerics).view(-1, 2)
+            rewards = rewards_of(model, tokenizer, [pairs[i][side] for i in members for side in (0, 1)], work.numerics).view(
+                -1, 2
+            )
             loss = -logsigmoid(rewards[:, 0] - rewards[:, 1]).sum() / len(chosen)
             if not torch.isfinite(loss):
                 raise StageError(f"the reward model's loss is {float(loss)} at step {step}")
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
         descend(optimizer, weights, learning_rate_at(settings, step), settings.clip)
     model.eval()
     write_json(work.out / "accuracy.json", pair_accuracy(model, tokenizer, load_split(work.inputs["data"], "eval"), work, limit))
@@ -51,6 +53,9 @@ def run(work: Work) -> None:
 
 def pair_accuracy(model: Any, tokenizer: Any, rows: list[Any], work: Work, limit: int) -> dict[str, Any]:
     """Return the share of pairs whose chosen answer scores higher (ties count half), and the number of pairs."""
-    scores = {side: score_answers(model, tokenizer, [(r["prompt"], r[side]) for r in rows], work.numerics, limit) for side in ("chosen", "rejected")}
+    scores = {
+        side: score_answers(model, tokenizer, [(r["prompt"], r[side]) for r in rows], work.numerics, limit)
+        for side in ("chosen", "rejected")
+    }
     wins = [1.0 if a > b else 0.5 if a == b else 0.0 for a, b in zip(scores["chosen"], scores["rejected"], strict=True)]
     return {"accuracy": sum(wins) / len(wins) if wins else None, "pairs": len(wins)}

@@ -37,7 +37,7 @@ def run(work: Work) -> None:
         "cut_off": per_prompt(samples, prompts, [float(s["finish"] == "length") for s in samples], False),
     }
     if task.controlled:
-        values = [float(task.true_reward(as_row(prompts[s["id"]]), s["answer"])) for s in samples]
+        values: list[float | None] = [float(task.true_reward(as_row(prompts[s["id"]]), s["answer"])) for s in samples]
         metrics["true_reward"] = per_prompt(samples, prompts, values, True)
     for name in work.config["metrics"]:
         score = text_metric(name)
@@ -48,7 +48,9 @@ def run(work: Work) -> None:
     write_json(work.out / "scores.json", {"metrics": metrics})
 
 
-def per_prompt(samples: Sequence[Mapping[str, Any]], prompts: Mapping[str, Mapping[str, Any]], values: Sequence[float | None], higher: bool) -> dict[str, Any]:
+def per_prompt(
+    samples: Sequence[Mapping[str, Any]], prompts: Mapping[str, Mapping[str, Any]], values: Sequence[float | None], higher: bool
+) -> dict[str, Any]:
     """Return a metric with one value a prompt."""
     ids = [sample["id"] for sample in samples]
     return {

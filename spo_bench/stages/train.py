@@ -33,7 +33,8 @@ def run(work: Work) -> None:
     """Write ``policy/`` (a Hugging Face directory), ``train.jsonl`` and ``summary.json``.
 
     Config: method {name, version, hyperparameters}, spo (settings or null), settings (of the loop), lora, fraction (of the
-    training rows), max_length, gradient_checkpointing, numerics. Inputs: policy, data, reference, and mismatched, samples where the method or SPO needs them.
+    training rows), max_length, gradient_checkpointing, numerics.
+    Inputs: policy, data, reference; mismatched where the method has a KL; samples where SPO degrades the policy's own answers.
     """
     started = time.perf_counter()
     method = get_method(work.config["method"]["name"])
@@ -78,7 +79,12 @@ def run(work: Work) -> None:
 
 
 def example(
-    record: Mapping[str, Any], tokenizer: Any, spo: SpoSettings | None, seed: int, max_length: int, on_policy: Mapping[str, str] | None
+    record: Mapping[str, Any],
+    tokenizer: Any,
+    spo: SpoSettings | None,
+    seed: int,
+    max_length: int,
+    on_policy: Mapping[str, str] | None,
 ) -> Example:
     """Return a row as the loop sees it, with its degraded copies if there is SPO.
 
@@ -87,7 +93,11 @@ def example(
     prompt = np.asarray(record["prompt_ids"], dtype=np.int64)
     copies: list[Copy] = []
     if spo is not None:
-        texts = {0: on_policy[record["id"]]} if on_policy is not None else {i: record[side] for i, side in enumerate(SIDES) if spo.side in (side, "both")}
+        texts = (
+            {0: on_policy[record["id"]]}
+            if on_policy is not None
+            else {i: record[side] for i, side in enumerate(SIDES) if spo.side in (side, "both")}
+        )
         for side, text in texts.items():
             for degree, copy in zip(degree_labels(text, spo, seed), degraded_copies(text, spo, seed), strict=True):
                 if copy is not None:

@@ -23,7 +23,12 @@ def provenance() -> Mapping[str, Any]:
         "git": _git(Path(spo_bench.__file__).parent),
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES},
-        "hardware": {"machine": platform.machine(), "system": platform.platform(), "processor": _processor(), "cores": os.cpu_count()},
+        "hardware": {
+            "machine": platform.machine(),
+            "system": platform.platform(),
+            "processor": _processor(),
+            "cores": os.cpu_count(),
+        },
         "command": " ".join(["spo-bench", *sys.argv[1:]]) if Path(sys.argv[0]).name in ("spo-bench", "main.py") else "python",
     }
 

@@ -45,7 +45,10 @@ def hidden_states(model: Any, batch: Pack, layer: int = -1) -> tuple[Tensor, Ten
             use_cache=False,
             output_hidden_states=every,
         )
-        flat = [states.flatten(0, 1)[batch.cells] for states in (out.last_hidden_state, *((out.hidden_states[layer],) if every else ()))]
+        flat = [
+            states.flatten(0, 1)[batch.cells]
+            for states in (out.last_hidden_state, *((out.hidden_states[layer],) if every else ()))
+        ]
     else:
         padded, present = _padded(batch)
         out = trunk(input_ids=padded, attention_mask=present.long(), use_cache=False, output_hidden_states=every)

@@ -69,7 +69,9 @@ def descend(optimizer: torch.optim.Optimizer, weights: Sequence[torch.nn.Paramet
     return norm
 
 
-def fit(objective: Objective, examples: Sequence[Example], settings: TrainSettings, log: Callable[[dict[str, Any]], None]) -> None:
+def fit(
+    objective: Objective, examples: Sequence[Example], settings: TrainSettings, log: Callable[[dict[str, Any]], None]
+) -> None:
     """Train a policy (and the degree head, if there is one) in place; ``log`` gets one row a step.
 
     Rows, their order, and every random stream depend on the data and the seed alone, so a baseline and its SPO twin see the
@@ -111,19 +113,23 @@ def fit(objective: Objective, examples: Sequence[Example], settings: TrainSettin
                 loss = loss + degree
                 logged.add({**degree_parts, "weighted_degree_loss": degree.detach()})
                 bins.add(counts)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
         grad_norm = descend(optimizer, policy_weights, learning_rate_at(settings, step), settings.clip)
         if head_optimizer is not None and objective.spo is not None:
             head_rate = learning_rate_at(replace(settings, learning_rate=objective.spo.head_learning_rate), step)
             descend(head_optimizer, head_weights, head_rate, settings.clip)
 
-        row = {"step": step, "loss": 0.0, **logged.values(), "grad_norm": float(grad_norm)}
+        row: dict[str, Any] = {"step": step, "loss": 0.0, **logged.values(), "grad_norm": float(grad_norm)}
         row["loss"] = row["alignment_loss"] + row.pop("weighted_degree_loss", 0.0)
         if not all(math.isfinite(value) for value in row.values()):
             ids = ", ".join(examples[i].id for i in rows[:8])
             wrong = ", ".join(f"{key} {value}" for key, value in row.items() if not math.isfinite(value))
             raise StageError(f"{wrong} at step {step}; rows {ids}{', …' if len(rows) > 8 else ''}")
-        row |= {"learning_rate": learning_rate_at(settings, step), "tokens": sum(len(batch.pack.tokens) for batch in batches), "pairs": len(rows)}
+        row |= {
+            "learning_rate": learning_rate_at(settings, step),
+            "tokens": sum(len(batch.pack.tokens) for batch in batches),
+            "pairs": len(rows),
+        }
         if head is not None:
             row["degree_accuracy_bins"] = bins.counts
         log({**row, "seconds": time.perf_counter() - started, "peak_memory": peak_memory(device)})
@@ -166,7 +172,8 @@ def check_start(objective: Objective, batches: Sequence[MicroBatch], rows: np.nd
     # What remains are the rounding errors of a summed log-ratio, times whatever slope the method has.
     tolerance = (1e-3 if objective.numerics.dtype == "float32" else 2e-1) * max(1.0, abs(expected))
     if abs(losses - expected) > tolerance:
-        raise StageError(f"the loss of {objective.method.name} at step 0 is {losses:.6g}, it must be {expected:.6g} where policy and reference agree")
+        name = objective.method.name
+        raise StageError(f"the loss of {name} at step 0 is {losses:.6g}; where policy and reference agree it is {expected:.6g}")
 
 
 class Sums:

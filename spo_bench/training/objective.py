@@ -91,7 +91,9 @@ class Objective:
             sums = torch.cat([self.forward(batch)[0] for batch in batches])
         torch.random.set_rng_state(state)
         leaf = sums[:, :2].detach().requires_grad_()
-        loss = self.method.loss(self.pairs(torch.cat([leaf, sums[:, 2:].detach()], 1), rows, step, np.arange(len(rows))), self.hyper).mean()
+        loss = self.method.loss(
+            self.pairs(torch.cat([leaf, sums[:, 2:].detach()], 1), rows, step, np.arange(len(rows))), self.hyper
+        ).mean()
         (gradient,) = torch.autograd.grad(loss, leaf)
         return gradient, loss.detach()
 
@@ -115,7 +117,9 @@ class Objective:
             }
         return term, parts
 
-    def degree(self, layer: Tensor, batch: MicroBatch, step: int, copies: int) -> tuple[Tensor, dict[str, Tensor], dict[str, list[int]]]:
+    def degree(
+        self, layer: Tensor, batch: MicroBatch, step: int, copies: int
+    ) -> tuple[Tensor, dict[str, Tensor], dict[str, list[int]]]:
         """Return gamma * L_degree's term of a micro-batch, what to log of it, and [correct, count] by length bin.
 
         Args:

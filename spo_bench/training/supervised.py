@@ -17,7 +17,9 @@ from spo_bench.training.loop import TrainSettings, descend, learning_rate_at, pe
 from spo_bench.training.trie import TrieRow, pack, split_by_budget
 
 
-def finetune(model: Any, rows: Sequence[TrieRow], settings: TrainSettings, numerics: Numerics, log: Callable[[dict[str, Any]], None]) -> None:
+def finetune(
+    model: Any, rows: Sequence[TrieRow], settings: TrainSettings, numerics: Numerics, log: Callable[[dict[str, Any]], None]
+) -> None:
     """Minimise the mean negative log-likelihood of completion tokens, in place; ``log`` gets one row a step.
 
     Args:
@@ -44,7 +46,7 @@ def finetune(model: Any, rows: Sequence[TrieRow], settings: TrainSettings, numer
             with numerics.autocast():
                 values = token_log_probs(model, hidden_states(model, batch)[0], batch)
             loss = -values.sum() / total
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             loss_sum += float(loss.detach())
             tokens += len(batch.tokens)
         rate = learning_rate_at(settings, step)
@@ -52,5 +54,15 @@ def finetune(model: Any, rows: Sequence[TrieRow], settings: TrainSettings, numer
         if not math.isfinite(loss_sum) or not math.isfinite(grad_norm):
             raise StageError(f"supervised fine-tuning: loss {loss_sum}, gradient norm {grad_norm} at step {step}")
         seconds = time.perf_counter() - started
-        log({"step": step, "loss": loss_sum, "grad_norm": grad_norm, "learning_rate": rate, "tokens": tokens, "seconds": seconds, "peak_memory": peak_memory(device)})
+        log(
+            {
+                "step": step,
+                "loss": loss_sum,
+                "grad_norm": grad_norm,
+                "learning_rate": rate,
+                "tokens": tokens,
+                "seconds": seconds,
+                "peak_memory": peak_memory(device),
+            }
+        )
     model.eval()

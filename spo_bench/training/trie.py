@@ -9,7 +9,8 @@ keeps the cost of attention linear in the number of rows.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -156,8 +157,8 @@ class Pack:
 
     def to(self, device: torch.device) -> Pack:
         """Return the pack on another device."""
-        moved = {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in vars(self).items()}
-        return Pack(**moved)
+        moved: dict[str, Any] = {k: v.to(device, non_blocking=True) for k, v in vars(self).items() if isinstance(v, Tensor)}
+        return replace(self, **moved)
 
     def mask(self) -> Tensor:
         """Return which place may attend to which: bool, shape (lines, 1, width, width), [line, -, query, key]."""
@@ -167,7 +168,11 @@ class Pack:
 
     def grid(self, values: Tensor) -> Tensor:
         """Lay per-node integers on the grid: (nodes,) -> (lines, width); places without a node hold 0."""
-        return torch.zeros(self.ends.numel(), dtype=values.dtype, device=values.device).scatter(0, self.cells, values).view(self.ends.shape)
+        return (
+            torch.zeros(self.ends.numel(), dtype=values.dtype, device=values.device)
+            .scatter(0, self.cells, values)
+            .view(self.ends.shape)
+        )
 
 
 def pack(rows: Sequence[TrieRow], shared: bool = True) -> Pack:

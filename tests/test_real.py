@@ -1,0 +1,108 @@
+"""Real model, real preferences: the same relations as on tiny models. Skipped where ../shared is absent."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import spo_bench
+from spo_bench.files import read_json, read_jsonl
+from spo_bench.methods import get_method, resolve
+from spo_bench.models.chat import completion_ids, render
+from spo_bench.models.numerics import Numerics
+from spo_bench.models.policy import load_policy, load_tokenizer
+from spo_bench.plugins import get_task
+from spo_bench.spo.head import DegreeHead
+from spo_bench.spo.settings import SpoSettings
+from spo_bench.stages.train import example
+from spo_bench.training.examples import micro_batches
+from spo_bench.training.objective import Objective, Reference
+from spo_bench.training.scoring import log_probs
+
+pytestmark = pytest.mark.real
+CPU = Numerics("cpu", "float32", "float32")
+
+
+@pytest.fixture(scope="module")
+def real(smollm2: Path, shared: Path):
+    """SmolLM2 and three short HH rows."""
+    tokenizer = load_tokenizer(smollm2)
+    rows = [
+        r for r in get_task("dialogue", str(shared / "data" / "hh_harmless.jsonl.gz")).load("train", 60, 0) if r.unusable is None
+    ]
+    records = []
+    for row in rows:
+        ids = {
+            "prompt_ids": render(tokenizer, row.prompt).ids,
+            "chosen_ids": completion_ids(tokenizer, row.chosen),
+            "rejected_ids": completion_ids(tokenizer, row.rejected),
+        }
+        if sum(map(len, ids.values())) < 150:
+            records.append({"id": row.id, "chosen": row.chosen, "rejected": row.rejected, **ids})
+    return load_policy(smollm2, CPU), tokenizer, records[:3]
+
+
+@pytest.mark.parametrize("spo", [None, SpoSettings()], ids=["dpo", "dpo+SPO"])
+def test_trie_equals_separate_sequences(real, spo, record_property):
+    """Per-token log-probabilities to 1e-5 and gradients to 1e-4 (relative to the largest), fp32, SmolLM2-135M on HH rows."""
+    model, tokenizer, records = real
+    model.requires_grad_(True)
+    examples = [example(record, tokenizer, spo, 0, 1024, None) for record in records]
+    with torch.no_grad():
+        tokens = [(a, b) for a, b in log_probs(model, [(e.prompt, [e.chosen, e.rejected]) for e in examples], CPU, 2048)]
+    # A reference that is off, so that the loss has a gradient that differs from row to row.
+    sums = torch.tensor([[float(a.sum()) - 2, float(b.sum()) + 1] for a, b in tokens])
+    reference = Reference(tokens, sums, torch.tensor([[len(a), len(b)] for a, b in tokens]))
+    head = DegreeHead(model.config.hidden_size, spo, seed=0) if spo else None
+    objective = Objective(model, head, get_method("dpo"), resolve("dpo", {}), spo, reference, CPU)
+    seen = []
+    for share in (True, False):
+        rows = np.arange(len(examples))
+        (batch,) = micro_batches(examples, rows, 10**6, share, False)
+        model.zero_grad()
+        sums, values, layer = objective.forward(batch)
+        loss, _ = objective.alignment(objective.pairs(sums, rows, 0, rows), 1.0, None)
+        if head is not None:
+            loss = loss + objective.degree(layer, batch, 0, len(batch.degrees))[0]
+        loss.backward()
+        gradient = torch.cat([p.grad.flatten() for p in model.parameters()])
+        seen.append((values.detach(), gradient, len(batch.pack.tokens)))
+    (trie, trie_gradient, trie_tokens), (alone, alone_gradient, alone_tokens) = seen
+    model.zero_grad()
+    record_property("tokens a pair, trie and separate", (trie_tokens / len(examples), alone_tokens / len(examples)))
+    assert (trie - alone).abs().max() <= 1e-5 * max(1.0, float(alone.abs().max()))
+    assert (trie_gradient - alone_gradient).abs().max() <= 1e-4 * float(alone_gradient.abs().max())
+    assert trie_tokens < alone_tokens
+
+
+def test_real_run_from_end_to_end(smollm2, shared, tmp_path):
+    """dpo with and without SPO on HH rows: two steps, answers, a trained reward model, tables."""
+    spec = {
+        "name": "real",
+        "models": [{"path": str(smollm2), "label": "SmolLM2"}],
+        "tasks": [
+            {
+                "name": "dialogue",
+                "data": str(shared / "data" / "hh_harmless.jsonl.gz"),
+                "limit": {"train": 8, "eval": 3, "heldout": 4},
+                "max_dropped": 0.7,
+            }
+        ],
+        "methods": ["dpo"],
+        "train": {"batch_size": 2, "max_steps": 2, "max_length": 192, "learning_rate": 1e-5},
+        "generate": {"max_new_tokens": 8, "batch_size": 4},
+        "rewards": ["trained"],
+        "reward_training": {"batch_size": 2, "max_steps": 1},
+    }
+    done = spo_bench.run(spec, tmp_path / "run", store=tmp_path / "store")
+    assert not done.failed
+    listed = list(read_jsonl(done.out / "cells.jsonl"))
+    assert [cell["status"] for cell in listed] == ["done"] * 3
+    for cell in listed[1:]:
+        first = next(iter(read_jsonl(done.out / "cells" / cell["id"] / "train.jsonl")))
+        assert first["alignment_loss"] == pytest.approx(np.log(2), abs=1e-3)
+        scores = read_json(done.out / "cells" / cell["id"] / "scores.json")
+        assert scores["scalars"]["tokens_per_pair"]["value"] < scores["scalars"]["tokens_per_pair_separate"]["value"]
