@@ -15,7 +15,8 @@ PAD, BOS, EOS, UNKNOWN = "<pad>", "<bos>", "<eos>", "<unk>"
 ROLES = ("system", "user", "assistant")
 SPECIAL = (PAD, BOS, EOS, UNKNOWN, *(f"<{role}>" for role in ROLES))
 
-# Found by experiment: the smallest that learns both worlds within a minute of one-core training.
+# Found by experiment: of those tried, what learns both worlds soonest (1,200 steps of 16 demonstrations, 50 s on one core).
+# A third layer makes a step dearer and learns no sooner.
 ARCHITECTURE: dict[str, Any] = {
     "hidden_size": 128,
     "intermediate_size": 256,
