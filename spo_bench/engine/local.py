@@ -162,7 +162,7 @@ def _attempt(stage: Stage, store: Store, threads: int) -> str | None:
     """Make one artifact; return why it could not be made, None if it was. Input errors are raised."""
     import torch
 
-    torch.set_num_threads(threads)
+    torch.set_num_threads(min(threads, stage.local.get("threads", threads)))
     keep_freed_memory()
     try:
         execute(stage, store)

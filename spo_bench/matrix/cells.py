@@ -85,7 +85,10 @@ class ModelPlan:
         dtype = dtype if dtype != "auto" else ("bfloat16" if place.device.startswith("cuda") else "float32")
         self.numerics = Numerics(place.device, dtype, dtype if lora else "float32").identity()
         self.micro_tokens = spec.train.micro_tokens or (16384 if place.device.startswith("cuda") else 2048)
-        self.local = {"device": place.device, "trust_remote_code": model.trust_remote_code}
+        self.local: dict[str, Any] = {"device": place.device, "trust_remote_code": model.trust_remote_code}
+        if model.path == EMBEDDED:
+            # Its products are too small for cores to share; and so its numbers do not depend on how many there are.
+            self.local["threads"] = 1
         self.tasks = {task.label: get_task(task.name, task.data, place.tasks_dirs) for task in spec.tasks}
         self.tokenizer, self.start = self._start()
         self.data = {task.label: self._data(task) for task in spec.tasks}
