@@ -215,6 +215,7 @@ def _forest_panel(panel: Any, metric: str, rows: Sequence[Mapping[str, Any]], wi
     panel.spines["left"].set_visible(False)
     panel.set_xlabel(f"Δ {names.title(metric)}".replace(" %", " (points)"))
     panel.margins(x=0.08)
+    panel.locator_params(axis="x", nbins=4)  # labels with three decimals must not touch
     panel.grid(axis="x")
 
 
