@@ -251,3 +251,14 @@ def test_too_many_unusable_rows_refuse_the_run_and_leave_nothing(tmp_path):
     with pytest.raises(InputError, match=r"chosen and rejected are identical(.|\n)*max_dropped"):
         spo_bench.run(spec, tmp_path / "run", store=tmp_path / "store")
     assert not (tmp_path / "run").exists()
+
+
+def test_narrowing_keeps_the_numbers():
+    """A cell of a narrowed spec has the keys it has in the whole matrix: sft still learns from both tasks."""
+    spec = {**SMALL, "tasks": [SMALL["tasks"][0], {**SMALL["tasks"][0], "name": "controlled_summarization"}], "seeds": [0, 1]}
+    whole = {c.id: {n: s.key for n, s in c.stages.items()} for c in cells_of(load_spec(spec), Path("/nowhere"), "cpu")}
+    narrowed = load_spec(spec, tasks=["controlled_dialogue"], methods=["dpo"], seeds=[1])
+    part = {c.id: {n: s.key for n, s in c.stages.items()} for c in cells_of(narrowed, Path("/nowhere"), "cpu")}
+    assert len(part) == 4
+    assert all(whole[cell] == keys for cell, keys in part.items())
+    assert load_spec(narrowed.model_dump(mode="json")) == narrowed

@@ -89,8 +89,10 @@ class ModelPlan:
         if model.path == EMBEDDED:
             # Its products are too small for cores to share; and so its numbers do not depend on how many there are.
             self.local["threads"] = 1
-        self.tasks = {task.label: get_task(task.name, task.data, place.tasks_dirs) for task in spec.tasks}
+        demonstrating = spec.sft_tasks or spec.tasks
+        self.tasks = {t.label: get_task(t.name, t.data, place.tasks_dirs) for t in (*demonstrating, *spec.tasks)}
         self.tokenizer, self.start = self._start()
+        self.demonstrations = [self._data(task) for task in demonstrating]
         self.data = {task.label: self._data(task) for task in spec.tasks}
         self.policy = self._sft() if spec.sft.steps > 0 else self.start
 
@@ -176,7 +178,7 @@ class ModelPlan:
             "warmup": sft.warmup,
             "max_steps": sft.steps,
         }
-        inputs = {"model": self.start, **{f"data:{label}": stage for label, stage in self.data.items()}}
+        inputs = {"model": self.start, **{f"data:{place}": stage for place, stage in enumerate(self.demonstrations)}}
         return Stage("sft", version("sft"), {"settings": settings, "numerics": self.numerics}, inputs, self.local)
 
     def _settings(self, train: TrainSpec, seed: int) -> dict[str, Any]:

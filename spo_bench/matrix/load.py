@@ -102,14 +102,17 @@ def narrow(
 ) -> Spec:
     """Return the part of a spec with these labels (or names, or model paths) and seeds; nothing given means all.
 
+    What is left keeps its numbers: the SFT policy is still trained on the tasks of the whole matrix.
+
     Raises:
         InputError: something is asked for that the spec does not hold, with what is there.
     """
-    place = f"spec '{spec.name}'"
+    place, tasks = f"spec '{spec.name}'", list(tasks)
     return spec.model_copy(
         update={
             "methods": _selected("method", list(methods), spec.methods, lambda e: (e.label, e.name), place),
-            "tasks": _selected("task", list(tasks), spec.tasks, lambda e: (e.label, e.name), place),
+            "sft_tasks": spec.tasks if tasks and spec.sft.steps and spec.sft_tasks is None else spec.sft_tasks,
+            "tasks": _selected("task", tasks, spec.tasks, lambda e: (e.label, e.name), place),
             "models": _selected("model", list(models), spec.models, lambda e: (e.label, e.path), place),
             "seeds": _selected("seed", [str(seed) for seed in seeds], spec.seeds, lambda seed: (str(seed),), place),
         }
@@ -283,7 +286,8 @@ def _with_paths(raw: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         return {**item, **{key: _local(item[key], folder) for key in keys if key in item}}
 
     listed("models", lambda item: _local(item, folder) if isinstance(item, str) else inside(item, "path", "adapter"))
-    listed("tasks", lambda item: inside(item, "data"))
+    for key in ("tasks", "sft_tasks"):
+        listed(key, lambda item: inside(item, "data"))
     listed("rewards", lambda item: _local(item, folder))
     judge = value.get("judge")
     if isinstance(judge, str) and judge.startswith(("reward:", "local:")):

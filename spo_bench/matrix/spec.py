@@ -235,6 +235,9 @@ class Spec(Section):
     )
     seeds: Annotated[tuple[Natural, ...], Field(min_length=1)] = Field((0,), description="seeds of training and sampling")
     sft: SftSpec = Field(SftSpec(), description="supervised fine-tuning")
+    sft_tasks: Annotated[tuple[TaskSpec, ...], Field(min_length=1)] | None = Field(
+        None, description="tasks whose demonstrations it uses; null: the matrix's (of the whole matrix, where --task narrows it)"
+    )
     train: TrainSpec = Field(TrainSpec(), description="preference training")
     generate: GenerateSpec = Field(GenerateSpec(), description="how answers are sampled")
     rewards: tuple[Text, ...] = Field((), description=f"reward models that score answers: hub ids, directories, or `{TRAINED}`")
@@ -263,9 +266,11 @@ class Spec(Section):
     def _spo_as_written(self, spo: tuple[SpoSettings | None, ...]) -> list[Any]:
         return [False if item is None else item.model_dump(mode="json") for item in spo]
 
-    @field_validator("models", "tasks", "seeds", "rewards", "spo")
+    @field_validator("models", "tasks", "sft_tasks", "seeds", "rewards", "spo")
     @classmethod
-    def _listed_once(cls, items: tuple[Any, ...]) -> tuple[Any, ...]:
+    def _listed_once(cls, items: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
+        if items is None:
+            return None
         names = [
             item.label if isinstance(item, ModelSpec | TaskSpec) else _spo_name(item) if _is_spo(item) else str(item)
             for item in items
