@@ -7,14 +7,13 @@ from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from hashlib import sha256
-from pathlib import Path
 from typing import Any, TypeVar, get_args
 
-from spo_bench.errors import InputError, SpoBenchError
+from spo_bench.errors import SpoBenchError
 from spo_bench.files import canonical_json
-from spo_bench.judging.api_endpoint import OPENAI, Endpoint, Reply
+from spo_bench.judging.api_endpoint import OPENAI, ApiSettings, Endpoint, Reply
 from spo_bench.judging.api_store import ReplyStore
-from spo_bench.judging.api_text import Side, check_template, read_verdict, render
+from spo_bench.judging.api_text import Side, read_verdict, render
 from spo_bench.judging.verdict import Outcome, Question, Verdict
 
 KEY_FORMAT = 1  # raised whenever a reply is asked for in another way, so that kept ones are not mistaken for it
@@ -47,52 +46,11 @@ class _Request:
 
 
 @dataclass(frozen=True)
-class ApiJudge:
+class ApiJudge(ApiSettings):
     """A language model behind an endpoint, asked in both orders which answer is better; the score is the mean of the two.
 
     A question of which an order has no verdict is invalid, with the reason; it is never a tie or a loss.
-
-    Attributes:
-        model: the endpoint's name of the model.
-        template: instructions with the slots {prompt}, {a} and {b}.
-        base_url: address of the endpoint; None: OpenAI's.
-        api_key_env: environment variable that holds the key; an endpoint on this machine needs none.
-        max_tokens: longest reply; a reply that is cut is asked for once more with twice as many.
-        temperature: of sampling. Only the default may be left out for a model that takes none.
-        concurrency: requests under way at once.
-        max_cost: US dollars that all requests of ``budget`` may cost; judging stops before it passes them.
-        price_input, price_output: US dollars a million prompt and completion tokens.
-        cache: an SQLite file of replies and spending that outlives this run; None: nothing is kept.
-        budget: the name under which spending counts together in ``cache``.
-        seed: of the marks that fence the answers.
-        retries: further tries of a request that met a full, faulty or silent endpoint.
-        timeout: seconds a reply may take.
     """
-
-    model: str
-    template: str
-    base_url: str | None = None
-    api_key_env: str = "OPENAI_API_KEY"
-    max_tokens: int = 512
-    temperature: float = 0.0
-    concurrency: int = 8
-    max_cost: float | None = None
-    price_input: float | None = None
-    price_output: float | None = None
-    cache: Path | None = None
-    budget: str = ""
-    seed: int = 0
-    retries: int = 5
-    timeout: float = 300.0
-
-    def __post_init__(self) -> None:
-        check_template(self.template)
-        if self.max_cost is not None and (self.price_input is None or self.price_output is None):
-            raise InputError(
-                f"max_cost {self.max_cost:g} for the judge {self.model} without its prices",
-                "a limit can only be kept where the cost of a request is known",
-                "set price_input and price_output, US dollars a million tokens (0 for an endpoint that costs nothing)",
-            )
 
     def compare(self, questions: Sequence[Question]) -> list[Verdict]:
         """Return one verdict a question (each an ApiVerdict), in order.

@@ -7,17 +7,17 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 from urllib.parse import urlsplit
 
 from spo_bench.errors import InputError, SpoBenchError, StageError
 from spo_bench.judging.api_store import ReplyStore
+from spo_bench.judging.api_text import check_template
 
-if TYPE_CHECKING:  # openai takes a second to import, and the judge's settings are declared a floor above
+if TYPE_CHECKING:  # openai takes a second to import
     from openai import APIConnectionError, APIStatusError
-
-    from spo_bench.judging.api import ApiJudge
 
 OPENAI = "https://api.openai.com/v1"
 DEFAULT_TEMPERATURE = 0.0
@@ -25,6 +25,56 @@ OUTAGE = 3  # requests in a row without a usable answer, each tried several time
 SECRET_LENGTH = 8  # shorter keys are placeholders such as "none", not secrets
 QUOTA = ("insufficient_quota", "billing_hard_limit_reached", "insufficient balance", "insufficient credits")
 TOO_LONG = ("context_length_exceeded", "context length", "context window", "prompt is too long", "too many tokens")
+
+
+@dataclass(frozen=True)
+class ApiSettings:
+    """Which model is asked, where, how, and for how much.
+
+    Attributes:
+        model: the endpoint's name of the model.
+        template: instructions with the slots {prompt}, {a} and {b}.
+        base_url: address of the endpoint; None: OpenAI's.
+        api_key_env: environment variable that holds the key; an endpoint on this machine needs none.
+        max_tokens: longest reply; a reply that is cut is asked for once more with twice as many.
+        temperature: of sampling. Only the default may be left out for a model that takes none.
+        concurrency: requests under way at once.
+        max_cost: US dollars that all requests of ``budget`` may cost; judging stops before it passes them.
+        price_input, price_output: US dollars a million prompt and completion tokens.
+        cache: an SQLite file of replies and spending that outlives this run; None: nothing is kept.
+        budget: the name under which spending counts together in ``cache``.
+        seed: of the marks that fence the answers.
+        retries: further tries of a request that met a full, faulty or silent endpoint.
+        timeout: seconds a reply may take.
+
+    Raises:
+        InputError: a template without its slots, or ``max_cost`` without prices.
+    """
+
+    model: str
+    template: str
+    base_url: str | None = None
+    api_key_env: str = "OPENAI_API_KEY"
+    max_tokens: int = 512
+    temperature: float = 0.0
+    concurrency: int = 8
+    max_cost: float | None = None
+    price_input: float | None = None
+    price_output: float | None = None
+    cache: Path | None = None
+    budget: str = ""
+    seed: int = 0
+    retries: int = 5
+    timeout: float = 300.0
+
+    def __post_init__(self) -> None:
+        check_template(self.template)
+        if self.max_cost is not None and (self.price_input is None or self.price_output is None):
+            raise InputError(
+                f"max_cost {self.max_cost:g} for the judge {self.model} without its prices",
+                "a limit can only be kept where the cost of a request is known",
+                "set price_input and price_output, US dollars a million tokens (0 for an endpoint that costs nothing)",
+            )
 
 
 @dataclass(frozen=True)
@@ -61,7 +111,7 @@ class Endpoint:
         InputError: base_url is no address, or there is no key.
     """
 
-    def __init__(self, judge: ApiJudge, store: ReplyStore) -> None:
+    def __init__(self, judge: ApiSettings, store: ReplyStore) -> None:
         import openai
 
         self.judge, self.store = judge, store
@@ -294,7 +344,7 @@ def refused_parameter(param: str | None, words: str, sent: Mapping[str, Any]) ->
     return next((name for name in sent if re.search(rf"\b{name}\b", words)), None)
 
 
-def _key(judge: ApiJudge) -> str:
+def _key(judge: ApiSettings) -> str:
     """Return the key, empty for an endpoint on this machine that has none."""
     key = os.environ.get(judge.api_key_env, "").strip()
     if key and not (key.isascii() and key.isprintable()):
