@@ -43,6 +43,7 @@ def test_defaults_are_those_the_docs_name():
         "pool": "mean_completion",
         "head": "linear",
         "head_per_side": False,
+        "head_learning_rate": 1e-3,
         "loss": "softmax_ce",
         "gamma": 0.1,
         "warmup": 0,
