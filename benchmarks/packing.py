@@ -25,6 +25,7 @@ from spo_bench.spo.head import DegreeHead
 from spo_bench.spo.settings import SpoSettings
 from spo_bench.stages.train import example
 from spo_bench.training.examples import micro_batches
+from spo_bench.training.loop import TrainSettings
 from spo_bench.training.objective import Objective, Reference
 from spo_bench.training.scoring import log_probs
 
@@ -54,8 +55,9 @@ def main() -> None:
             ids["rejected_ids"] = completion_ids(tokenizer, row.rejected)
             if len(ids["prompt_ids"]) + max(len(ids["chosen_ids"]), len(ids["rejected_ids"])) <= wanted.max_length:
                 records.append({"id": row.id, "chosen": row.chosen, "rejected": row.rejected, **ids})
+    settings = TrainSettings(wanted.pairs, 1, 1e-6, "constant", 0.0, 0.0, 1.0, 2048, "trie", wanted.max_length, 0)
     variants = {"dpo": None, "dpo+SPO": SpoSettings()}
-    examples = {name: [example(r, tokenizer, spo, 0, wanted.max_length, None) for r in records] for name, spo in variants.items()}
+    examples = {name: [example(r, tokenizer, spo, settings) for r in records] for name, spo in variants.items()}
     tokens = {
         (name, layout): statistics.mean(e.row(share=layout == "trie")[0].size for e in rows)
         for name, rows in examples.items()
@@ -80,7 +82,7 @@ def main() -> None:
             head = DegreeHead(model.config.hidden_size, spo, seed=0) if spo else None
             objective = Objective(model, head, get_method("dpo"), resolve("dpo", {}), spo, reference, numerics)
             started, loss = time.perf_counter(), 0.0
-            batches = micro_batches(examples[name][batch], rows, 2048, layout == "trie", False)
+            batches = micro_batches(examples[name][batch], rows, 2048, layout == "trie")
             copies = sum(len(b.degrees) for b in batches)
             for micro in batches:
                 sums, _, layer = objective.forward(micro)

@@ -82,6 +82,8 @@ def choose_device(wanted: str) -> str:
 
 def cells_of(spec: Spec, store: Path, device: str, offline: bool = False, tasks_dirs: Sequence[str] = ()) -> list[Cell]:
     """Return the cells of a spec as they would run here."""
+    if offline:  # before anything imports a hub client, which reads these once
+        os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
     return expand(spec, Place(choose_device(device), HashCache(store), offline, tuple(tasks_dirs)))
 
 
@@ -115,18 +117,20 @@ def run(
     if jobs < 1:
         raise InputError(f"jobs {jobs}", "at least one stage runs at a time", "give --jobs 1 or more")
     started = time.time()
-    if offline:
-        os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
     loaded = load_spec(spec, tasks_dirs=tasks_dirs)
     target = Path(out or Path("results") / loaded.name)
     artifacts = Store(Path(store) if store else default_store())
     cells = cells_of(loaded, artifacts.root, device, offline, tasks_dirs)
     watcher = watcher or Quiet()
 
+    for name, place in (("out", target), ("store", artifacts.root)):
+        check_writable(name, place)
+    check_judge_key(loaded)
+
     data = list({cell.stages["data"].key: cell.stages["data"] for cell in cells}.values())
     failures = run_stages(data, artifacts, 1, watcher)
-    if not failures:
-        for stage in data:
+    for stage in data:
+        if stage.done(artifacts):
             check_dropped(stage.path(artifacts), stage.local["max_dropped"])
     wanted = [stage for cell in cells for stage in cell.stages.values()]
     missing = [stage for stage in unique_in_order(wanted) if not stage.done(artifacts)]
@@ -137,22 +141,42 @@ def run(
         "status": "running",
         "provenance": provenance(),
     }
-    record |= {
-        "started": _clock(started),
-        "finished": None,
-        "seconds": None,
-        "store": str(artifacts.root),
-        "audits": {},
-        "tokens": {},
-    }
+    record |= {"started": _clock(started), "finished": None, "seconds": None, "store": str(artifacts.root), "audits": {}}
     target.mkdir(parents=True, exist_ok=True)
     write_json(target / "run.json", record)
     try:
         failures |= run_stages(wanted, artifacts, jobs, watcher)
-    except Interrupted:
-        write_json(target / "run.json", {**record, "status": "interrupted"})
+        return _finish(target, cells, artifacts, failures, record, len(missing), started)
+    except BaseException as error:
+        write_json(target / "run.json", {**record, "status": "interrupted" if isinstance(error, Interrupted) else "failed"})
         raise
-    return _finish(target, cells, artifacts, failures, record, len(missing), started)
+
+
+def check_writable(name: str, place: Path) -> None:
+    """Check that a directory can be made and written to; makes nothing.
+
+    Raises:
+        InputError: a file stands in the way, or permission is missing.
+    """
+    there = next(folder for folder in (place.absolute(), *place.absolute().parents) if folder.exists())
+    if not there.is_dir():
+        raise InputError(f"--{name} '{place}': '{there}' is a file", f"--{name} is a directory", "give another place")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(
+            f"--{name} '{place}': '{there}' cannot be written to", f"--{name} is a place you may write", "give another place"
+        )
+
+
+def check_judge_key(spec: Spec) -> None:
+    """Check that the key of a judge over an API is there before anything is trained.
+
+    Raises:
+        InputError: the environment has no key for an endpoint that needs one.
+    """
+    if spec.judge is not None and spec.judge.backend == "openai":
+        from spo_bench.judging.api_endpoint import key_in_environment
+
+        key_in_environment(spec.judge.api_key_env, spec.judge.base_url)
 
 
 def _finish(

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Literal
+
+from spo_bench.files import file_hash
 
 SplitName = Literal["sft", "train", "heldout", "eval"]
 SPLITS: tuple[SplitName, ...] = ("sft", "train", "heldout", "eval")
@@ -67,7 +70,12 @@ class Task:
 
     def identity(self) -> dict[str, Any]:
         """Return what decides which rows ``load`` returns: by content, never by path."""
-        return {"task": self.name, "version": self.version}
+        local = self.data is not None and Path(self.data).is_file()
+        return {
+            "task": self.name,
+            "version": self.version,
+            "data": file_hash(Path(self.data)) if local and self.data else self.data,
+        }
 
     def load(self, split: SplitName, limit: int | None, seed: int) -> Sequence[Row]:
         """Return the rows of a split, at most ``limit``, in an order decided by ``seed``.

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from spo_bench.errors import InputError, unknown
+from spo_bench.files import file_hash
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".parquet")
 FORMS = "a local .jsonl, .jsonl.gz, .json (a list of objects) or .parquet file, or a hub id ORG/NAME[:CONFIG][@REVISION]"
@@ -68,9 +69,8 @@ def local_file(data: str) -> Path | None:
 
 
 def file_identity(path: Path) -> dict[str, str]:
-    """Return what a local file is: the SHA-256 of its content."""
-    with path.open("rb") as handle:
-        return {"sha256": hashlib.file_digest(handle, "sha256").hexdigest()}
+    """Return what a local file is: the SHA-256 of its content, and the ending, which decides how it is read."""
+    return {"sha256": file_hash(path), "ending": "".join(path.suffixes[-2:])}
 
 
 def read(data: str) -> Source:

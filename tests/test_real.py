@@ -19,6 +19,7 @@ from spo_bench.spo.head import DegreeHead
 from spo_bench.spo.settings import SpoSettings
 from spo_bench.stages.train import example
 from spo_bench.training.examples import micro_batches
+from spo_bench.training.loop import TrainSettings
 from spo_bench.training.objective import Objective, Reference
 from spo_bench.training.scoring import log_probs
 
@@ -50,7 +51,8 @@ def test_trie_equals_separate_sequences(real, spo, record_property):
     """Per-token log-probabilities to 1e-5 and gradients to 1e-4 (relative to the largest), fp32, SmolLM2-135M on HH rows."""
     model, tokenizer, records = real
     model.requires_grad_(True)
-    examples = [example(record, tokenizer, spo, 0, 1024, None) for record in records]
+    settings = TrainSettings(2, 1, 1e-6, "constant", 0.0, 0.0, 1.0, 4096, "trie", 1024, 0)
+    examples = [example(record, tokenizer, spo, settings) for record in records]
     with torch.no_grad():
         tokens = [(a, b) for a, b in log_probs(model, [(e.prompt, [e.chosen, e.rejected]) for e in examples], CPU, 2048)]
     # A reference that is off, so that the loss has a gradient that differs from row to row.
@@ -61,7 +63,7 @@ def test_trie_equals_separate_sequences(real, spo, record_property):
     seen = []
     for share in (True, False):
         rows = np.arange(len(examples))
-        (batch,) = micro_batches(examples, rows, 10**6, share, False)
+        (batch,) = micro_batches(examples, rows, 10**6, share)
         model.zero_grad()
         sums, values, layer = objective.forward(batch)
         loss, _ = objective.alignment(objective.pairs(sums, rows, 0, rows), 1.0, None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import html
 import io
 import json
 import math
@@ -14,10 +15,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.main import get_command
+from typer.testing import CliRunner
 
+from spo_bench.cli.main import app
 from spo_bench.errors import InputError
 from spo_bench.files import read_json, read_jsonl, write_json, write_jsonl
-from spo_bench.report import rebuild, table, write_report
+from spo_bench.report import TABLES, rebuild, table, write_report
 from spo_bench.report.render import FORMATS, Column, Entry, Table, number, tex_escape, to_csv, to_html, to_json, to_md, to_tex
 from spo_bench.stats import compare_matrix, interval
 
@@ -38,6 +42,7 @@ def make_run(
     effect=0.05,
     model="embedded",
     failed=(),
+    overlap=0,
 ) -> Path:
     """Write the files a run leaves before its report: every baseline, its SPO variants and an SFT cell a task and seed."""
     cells, rng = [], np.random.default_rng(7)
@@ -67,9 +72,12 @@ def make_run(
                     level = 0.6 if method == "sft" else 0.8 + (effect if spo else 0) + rng.normal(0, 0.01)
                     reward = np.clip(level + hardness + rng.normal(0, 0.08, prompts), 0, 1)
                     write_cell(out / "cells" / cell["id"], cell, ids, reward, rng, steps)
-    counts = {"rows": 100, "kept": 98, "dropped": 2, "duplicates": 1, "truncated_chosen": 3, "truncated_rejected": 4}
-    audit = {split: {**counts, "boundary_merges": 0} for split in ("train", "heldout", "eval", "sft")}
-    audit["dropped_rows"] = [{"split": "train", "number": 17, "reason": f"chosen is empty {EVIL}"}]
+    counts = {"rows": 100, "kept": 98, "dropped": 2, "distinct_prompts": 97, "truncated_chosen": 3, "truncated_rejected": 4}
+    audit = {
+        "splits": {split: {**counts, "boundary_merges": 0} for split in ("train", "heldout", "eval", "sft")},
+        "dropped_rows": [{"split": "train", "number": 17, "id": "row-17", "reason": f"chosen is empty {EVIL}"}],
+        "overlap": {"eval": overlap, "heldout": 0},
+    }
     write_json(
         out / "run.json",
         {
@@ -85,7 +93,7 @@ def make_run(
             "started": "2026-01-01T10:00:00+00:00",
             "finished": "2026-01-01T10:04:10+00:00",
             "seconds": 250.4,
-            "audits": {f"{model}/{task}": audit for task in tasks},
+            "audits": {f"{model}/{task}": {"task": task, **audit} for task in tasks},
             "tokens": {"embedded": 1},
         },
     )
@@ -112,7 +120,7 @@ def write_cell(directory, cell, ids, reward, rng, steps):
         metrics["win_rate_sft"] = metric(rng.choice([0, 0.5, 1], len(ids), p=[0.1, 0.2, 0.7]))
         metrics["implicit_accuracy"] = metric(rng.integers(0, 2, len(ids)), unit="pair")
         scalars = {
-            "train_seconds": {"value": 3.0 + spo, "higher_is_better": False},
+            "seconds": {"value": 3.0 + spo, "higher_is_better": False},
             "pairs_per_second": {"value": 300.5 - 100 * spo, "higher_is_better": True},
             "peak_memory": {"value": 2.5e9, "higher_is_better": False},
         }
@@ -153,6 +161,11 @@ def write_cell(directory, cell, ids, reward, rng, steps):
             rows.append(row)
         write_jsonl(directory / "train.jsonl", rows)
     (directory / "DONE").write_text("")
+
+
+def verdict_box(out):
+    text = (out / "report.html").read_text(encoding="utf-8")
+    return html.unescape(re.search(r'aria-label="Verdict">(.*?)</section>', text, re.DOTALL).group(1))
 
 
 @pytest.fixture(scope="module")
@@ -304,6 +317,85 @@ def test_degree_accuracy_is_shown_by_length_late_in_training(run):
     row = json.loads(table(run, "degree", "json"))["rows"][0]["entries"]
     assert [row[key]["value"] for key in ("0-16", "16-32", "all")] == [1.0, 0.25, 0.5]
     assert [row[key]["n"] for key in ("0-16", "16-32", "all")] == [40, 80, 120]
+    assert "Measured on: training rows, last quarter of the steps." in table(run, "degree", "md")
+
+
+def test_degree_accuracy_of_held_out_rows_comes_before_that_of_training(tmp_path):
+    """Two seeds: 3 of 4 and 1 of 4 of 8-token copies, 2 of 2 of longer ones in one seed: .5, 1, and 6 of 10 in all."""
+    out = make_run(tmp_path, tasks=("controlled_dialogue",), methods=("dpo", "ipo"), steps=4)
+    for seed, bins in enumerate([{"0-16": [3, 4], "16-32": [2, 2]}, {"0-16": [1, 4]}]):
+        path = out / "cells" / f"embedded-controlled_dialogue-dpo-_SPO-s{seed}" / "scores.json"
+        write_json(path, read_json(path) | {"degree_bins": bins})
+    dpo, ipo = (row["entries"] for row in json.loads(table(out, "degree", "json"))["rows"])
+    assert [dpo[key]["value"] for key in ("0-16", "16-32", "all")] == [0.5, 1.0, 0.6]
+    assert [dpo[key]["n"] for key in ("0-16", "16-32", "all")] == [8, 2, 10]
+    assert [row["rows"]["value"] for row in (dpo, ipo)] == ["held-out rows", "training rows, last quarter of the steps"]
+
+
+def test_data_audit_counts_splits_and_overlap(run):
+    rows = [row["entries"] for row in json.loads(table(run, "data", "json"))["rows"]]
+    assert [row["split"]["value"] for row in rows] == ["sft", "train", "heldout", "eval"] * 2
+    assert [row["task"]["value"] for row in rows[::4]] == ["controlled_dialogue", "controlled_summarization"]
+    shown = ("rows", "kept", "dropped", "truncated_chosen", "truncated_rejected")
+    assert all([row[key]["value"] for key in shown] == [100, 98, 2, 3, 4] for row in rows)
+    assert [row["overlap"]["value"] for row in rows[:4]] == [None, None, 0, 0]
+    assert "Not held out" not in (run / "report.html").read_text(encoding="utf-8")
+
+
+def test_prompts_seen_in_training_are_said_in_the_verdict(tmp_path):
+    out = make_run(tmp_path, tasks=("controlled_dialogue",), methods=("dpo",), steps=2, overlap=5)
+    write_report(out)
+    words = "Not held out: 5 of 97 eval prompts of controlled_dialogue are also among those policies are trained on."
+    assert words in verdict_box(out)
+    assert words in table(out, "data", "md")
+
+
+def test_cost_is_relative_to_the_own_baseline(run):
+    """Training takes 3 s, with SPO 4 s."""
+    rows = [row["entries"] for row in json.loads(table(run, "cost", "json"))["rows"]]
+    relative = {row["method"]["text"]: row["seconds relative"]["value"] for row in rows}
+    assert relative["dpo +SPO"] == pytest.approx(4 / 3)
+    assert relative["dpo"] is None
+
+
+JUDGING = ("true_reward", "win_rate_chosen", "win_rate_sft", "head_to_head")
+
+
+def without_metrics(out, *gone):
+    for path in out.glob("cells/*/scores.json"):
+        scores = read_json(path)
+        length = {"length": scores["metrics"].pop("length")}  # comes first in a real run
+        write_json(path, scores | {"metrics": length | {k: v for k, v in scores["metrics"].items() if k not in gone}})
+
+
+def test_without_a_judge_the_headline_is_implicit_accuracy_and_the_caption_says_so(tmp_path):
+    out = make_run(tmp_path, tasks=("controlled_dialogue",), methods=("dpo",), steps=2)
+    without_metrics(out, *JUDGING)
+    write_report(out)
+    whole = json.loads(table(out, "main", "json"))
+    metrics = [column["key"].partition(":")[2] for column in whole["columns"][2:]]
+    assert metrics == ["implicit_accuracy", "implicit_accuracy difference", "length"]
+    words = "Nothing judges the answers (no known reward, judge or reward model)"
+    assert words in whole["caption"]
+    assert words in verdict_box(out)
+
+
+def test_without_anything_to_judge_by_length_is_shown_once(tmp_path):
+    out = make_run(tmp_path, tasks=("controlled_dialogue",), methods=("dpo",), steps=2)
+    without_metrics(out, *JUDGING, "implicit_accuracy")
+    write_report(out)
+    whole = json.loads(table(out, "main", "json"))
+    assert [column["key"] for column in whole["columns"][2:]] == ["controlled_dialogue:length"]
+    assert "Nothing judges the answers" in whole["caption"]
+
+
+def test_only_tasks_without_a_judge_are_named(tmp_path):
+    out = make_run(tmp_path, methods=("dpo",), steps=2)
+    for path in out.glob("cells/*summarization*/scores.json"):
+        scores = read_json(path)
+        write_json(path, scores | {"metrics": {k: v for k, v in scores["metrics"].items() if k not in JUDGING}})
+    assert "Nothing judges the answers of controlled_summarization (no known" in table(out, "main", "md")
+    assert "Nothing judges" not in table(make_run(tmp_path / "judged", methods=("dpo",), steps=2), "main", "md")
 
 
 def test_a_lost_seed_is_said(run):
@@ -377,6 +469,17 @@ def test_number_has_no_negative_zero():
     assert [number(-0.0001, 2), number(-0.0001, 2, sign=True)] == ["0.00", "0.00"]
     assert [number(None, 2), number(math.nan, 1)] == ["--", "--"]
     assert number(1234.5, 1) == "1,234.5"
+
+
+def test_the_command_knows_every_table_and_its_help_names_them(run):
+    command = get_command(app).commands["table"]
+    said = {option.name: option.help for option in command.params}
+    assert re.findall(r"\w+", said["name"].partition(":")[2].replace(" or ", " ")) == list(TABLES)
+    assert re.findall(r"\w+", said["format"].replace(" or ", " ")) == list(FORMATS)
+    for name in TABLES:
+        shown = CliRunner().invoke(app, ["table", str(run), "--name", name])
+        assert shown.exit_code == 0
+        assert shown.stdout.strip() == table(run, name).strip()
 
 
 def test_unknown_table_and_format_are_named(run):

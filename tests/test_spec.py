@@ -58,7 +58,7 @@ def test_entries_are_names_or_mappings(tmp_path):
             methods: [dpo, {name: ipo, beta: 0.3, train: {learning_rate: 1e-5}}]
             spo: [false, {degrees: 3, control: random_removal}]
             train: {lora: {rank: 8}, warmup: 0}
-            judge: {backend: openai, model: some-model, max_cost: 5.0}
+            judge: {backend: openai, model: some-model, max_cost: 5.0, price_input: 0.5, price_output: 2}
             """,
         )
     )
@@ -109,6 +109,34 @@ def test_no_source_is_quick_and_quick_is_the_embedded_matrix():
     assert [m.path for m in spec.models] == ["embedded"]
     assert spec.spo == (None, SpoSettings())
     assert len(spec.seeds) >= 2
+
+
+def test_a_judge_that_is_no_endpoint_is_written_without_the_keys_of_one():
+    for judge in ("gold", {"backend": "reward", "model": "trained"}, {"backend": "local", "model": "org/judge"}):
+        spec = load_spec({**MAPPING, "judge": judge})
+        written = spec.model_dump(mode="json")
+        assert set(written["judge"]) == {"backend", "model"}
+        assert load_spec(written) == spec
+    endpoint = load_spec({**MAPPING, "judge": {"backend": "openai", "model": "m"}})
+    assert {"base_url", "max_cost", "price_input", "temperature"} <= set(endpoint.model_dump(mode="json")["judge"])
+
+
+def test_a_judge_with_a_limit_has_prices_and_another_judge_replaces_it():
+    paper = load_spec("paper").judge
+    assert paper.max_cost > 0
+    assert paper.price_input > 0
+    assert paper.price_output > 0
+    assert str(load_spec({"extends": "paper", "judge": "local:org/judge"}).judge) == "local:org/judge"
+    assert "replaces the whole section" in message(load_spec, {"extends": "paper", "judge": {"backend": "local", "model": "m"}})
+
+
+def test_labels_and_tasks_that_only_look_alike_are_taken():
+    spec = load_spec({**MAPPING, "methods": ["dpo", {"name": "ipo", "label": "dpo (fraction=0.5)"}]})
+    assert [m.label for m in spec.methods] == ["dpo", "dpo (fraction=0.5)"]
+    some = [{"name": "controlled_dialogue", "limit": {"sft": 0}}, "controlled_summarization"]
+    assert load_spec({**MAPPING, "tasks": some, "sft": {"steps": 3}}).sft.steps == 3
+    assert load_spec({**MAPPING, "tasks": some[:1], "sft": {"steps": 3}, "sft_tasks": some[1:]}).sft.steps == 3
+    assert load_spec({**MAPPING, "rewards": ["org/rm", "org/rm-2", "trained"]}).rewards == ("org/rm", "org/rm-2", "trained")
 
 
 # Inheritance and paths.
@@ -226,6 +254,14 @@ FAULTS = [
     ("judge: {backend: openai}", ["judge", "needs a model"]),
     ("judge: {backend: local, model: m, max_cost: 1.0}", ["judge", "max_cost", "openai"]),
     ("judge: {backend: openai, model: m, max_cost: -1}", ["judge.max_cost", "-1"]),
+    ("judge: {backend: local, model: m, temperature: 0.0}", ["judge", "temperature", "only the backend openai", "judge: local:m"]),
+    ("judge: {backend: gold, base_url: null}", ["judge", "base_url", "only the backend openai", "judge: gold"]),
+    ("judge: {backend: openai, model: m, max_cost: 5.0}", ["judge.max_cost", "without price_input and price_output", "0 for"]),
+    ("judge: {backend: openai, model: m, max_cost: 5, price_input: 1}", ["judge.max_cost", "price_input without price_output"]),
+    ("judge: {backend: openai, model: m, price_output: 1}", ["judge.price_output", "without price_input", "both prices"]),
+    ("rewards: [org/rm, other/rm]", ["rewards", "'org/rm' and 'other/rm' are both called 'rm'", "another name"]),
+    ("rewards: [trained, org/trained]", ["rewards", "'trained' and 'org/trained'"]),
+    ("sft: {steps: 5}\nsft_tasks: [{name: controlled_dialogue, limit: {sft: 0}}]", ["sft", "steps 5 with limit.sft 0", "raise"]),
     ("rewards: [a, a]", ["rewards", "'a'", "twice"]),
     ("rewards: a", ["rewards", "'a'"]),
     ("reward_training: {epochs: 0}", ["reward_training.epochs", "greater than 0"]),
@@ -247,6 +283,16 @@ ENTRY_FAULTS = [
     ({"methods": [{"beta": 1.0}]}, ["methods[0]", "'name' is missing"]),
     ({"methods": ["sft"]}, ["methods[0]", "sft", "always a row"]),
     ({"methods": ["dpo", "dpo"]}, ["methods", "'dpo'", "twice"]),
+    ({"methods": [{"name": "dpo", "label": "sft"}]}, ["methods", "two rows", "'sft'", "another `label`"]),
+    ({"methods": ["dpo", {"name": "ipo", "label": "dpo +SPO"}]}, ["methods", "two rows", "'dpo +SPO'"]),
+    (
+        {"methods": ["dpo", {"name": "ipo", "label": "dpo (fraction=0.5)"}], "data_axes": {"fraction": [1.0, 0.5]}},
+        ["methods", "two rows", "'dpo (fraction=0.5)'"],
+    ),
+    (
+        {"tasks": [{"name": "controlled_dialogue", "limit": {"sft": 0}}], "sft": {"steps": 10}},
+        ["sft", "steps 10 with limit.sft 0 for all tasks", "demonstrations"],
+    ),
     ({"methods": [{"name": "dpo", "train": {"max_length": 5}}]}, ["methods[0].train", "max_length", "section train"]),
     ({"methods": [{"name": "dpo", "train": {"learning_rte": 5}}]}, ["methods[0].train", "did you mean 'learning_rate'"]),
     (

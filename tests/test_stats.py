@@ -204,6 +204,17 @@ def test_interval_of_binary_values_is_wilson():
         assert n == 20
 
 
+def test_labels_that_are_all_distinct_are_no_clusters():
+    """0 of 20: Wilson's upper end is z^2 / (n + z^2) = 3.841 / 23.841 = .161. 19 of 20: [.764, .991]."""
+    labels = [f"prompt-{i}" for i in range(20)]
+    assert interval([0.0] * 20, clusters=labels) == pytest.approx((0.0, 0.0, 0.1611, 20), abs=1e-4)
+    assert interval([1.0] * 19 + [0.0], clusters=labels) == pytest.approx((0.95, 0.7639, 0.9911, 20), abs=1e-4)
+    assert interval([1.0] * 19 + [0.0, np.nan], clusters=[*labels, "prompt-0"])[:3] == interval([1.0] * 19 + [0.0])[:3]
+    paired = interval([1.0, 1.0] * 9 + [0.0, 0.0], clusters=[i // 2 for i in range(20)])
+    assert paired[1:3] == interval([1.0] * 18 + [0.0] * 2, clusters=[i // 2 for i in range(20)])[1:3]
+    assert paired[1] < interval([1.0] * 18 + [0.0] * 2)[1]
+
+
 def test_interval_has_the_width_of_a_t_interval_and_respects_clusters():
     values = np.random.default_rng(11).normal(0, 1, 200)
     _, low, high, _ = interval(values)

@@ -30,6 +30,7 @@ SETTINGS = TrainSettings(
     clip=1.0,
     micro_tokens=10_000,
     packing="trie",
+    max_length=64,
     seed=5,
 )
 

@@ -98,9 +98,13 @@ def _tell(stage: Stage, reason: str | None, seconds: float, failures: dict[str, 
 
 
 def _side_by_side(missing: Sequence[Stage], store: Store, jobs: int, watcher: Watcher) -> dict[str, str]:
+    """Run stages in worker processes. A worker that is killed breaks the pool for all: what ran there is tried once more, one
+    stage at a time, so that only the stage that kills its worker fails.
+    """
     failures: dict[str, str] = {}
     waiting = {stage.key: stage for stage in missing}
     running: dict[Future[str | None], tuple[Stage, float]] = {}
+    suspects: set[str] = set()
     cores = cores_here()
     pool = _pool(jobs)
     try:
@@ -108,21 +112,33 @@ def _side_by_side(missing: Sequence[Stage], store: Store, jobs: int, watcher: Wa
             for stage in list(waiting.values()):
                 if _skip(stage, failures, watcher):
                     del waiting[stage.key]
-                elif len(running) < jobs and not any(
-                    source.key in waiting or _is_running(source, running) for source in stage.inputs.values()
-                ):
-                    del waiting[stage.key]
-                    watcher.started(stage)
-                    threads = cores if stage.kind in ALL_CORES else max(1, cores // jobs)
-                    running[pool.submit(_attempt, stage, store, threads)] = (stage, time.perf_counter())
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    continue
+                alone = bool(suspects & {*waiting, *(other.key for other, _ in running.values())})
+                if len(running) >= (1 if alone else jobs) or (alone and stage.key not in suspects):
+                    continue
+                if any(source.key in waiting or _is_running(source, running) for source in stage.inputs.values()):
+                    continue
+                del waiting[stage.key]
+                watcher.started(stage)
+                threads = cores if stage.kind in ALL_CORES else max(1, cores // jobs)
+                running[pool.submit(_attempt, stage, store, threads)] = (stage, time.perf_counter())
+            finished = wait(running, return_when=FIRST_COMPLETED).done
+            if any(isinstance(future.exception(), BrokenProcessPool) for future in finished):
+                wait(running)
+                broken = {f: running.pop(f) for f in list(running) if isinstance(f.exception(), BrokenProcessPool)}
+                for stage, started in broken.values():
+                    if stage.key in suspects:
+                        seconds = time.perf_counter() - started
+                        _tell(stage, f"{stage.kind}: its process was killed (out of memory?)", seconds, failures, watcher)
+                        suspects.discard(stage.key)
+                    else:
+                        suspects.add(stage.key)
+                        waiting[stage.key] = stage
+                pool = _pool(jobs)
+            for future in [future for future in running if future.done()]:
                 stage, started = running.pop(future)
-                try:
-                    reason = future.result()
-                except BrokenProcessPool:
-                    reason = f"{stage.kind}: its process was killed (out of memory?)"
-                    pool = _pool(jobs)
-                _tell(stage, reason, time.perf_counter() - started, failures, watcher)
+                suspects.discard(stage.key)
+                _tell(stage, future.result(), time.perf_counter() - started, failures, watcher)
     except BaseException:
         for process in multiprocessing.active_children():
             process.terminate()

@@ -115,7 +115,7 @@ class Endpoint:
         import openai
 
         self.judge, self.store = judge, store
-        self.key = _key(judge)
+        self.key = key_in_environment(judge.api_key_env, judge.base_url)
         self.address = self._clean(_address(judge.base_url))
         self.client = openai.AsyncOpenAI(
             api_key=self.key or "none",
@@ -344,20 +344,24 @@ def refused_parameter(param: str | None, words: str, sent: Mapping[str, Any]) ->
     return next((name for name in sent if re.search(rf"\b{name}\b", words)), None)
 
 
-def _key(judge: ApiSettings) -> str:
-    """Return the key, empty for an endpoint on this machine that has none."""
-    key = os.environ.get(judge.api_key_env, "").strip()
+def key_in_environment(api_key_env: str, base_url: str | None) -> str:
+    """Return the key, empty for an endpoint on this machine that has none.
+
+    Raises:
+        InputError: no key where one is needed, or one that no request can carry.
+    """
+    key = os.environ.get(api_key_env, "").strip()
     if key and not (key.isascii() and key.isprintable()):
         raise InputError(
-            f"the key in {judge.api_key_env} holds a character that no request header can carry",
+            f"the key in {api_key_env} holds a character that no request header can carry",
             "a key is plain ASCII text on one line",
-            f"set {judge.api_key_env} again",
+            f"set {api_key_env} again",
         )
-    if not key and urlsplit(judge.base_url or OPENAI).hostname not in ("localhost", "127.0.0.1", "::1"):
+    if not key and urlsplit(base_url or OPENAI).hostname not in ("localhost", "127.0.0.1", "::1"):
         raise InputError(
-            f"no key for the judge endpoint {_address(judge.base_url)}: the environment variable {judge.api_key_env} is not set",
+            f"no key for the judge endpoint {_address(base_url)}: the environment variable {api_key_env} is not set",
             "a key comes from the environment only, never from a file of the run",
-            f"export {judge.api_key_env}=..., or name the variable that holds it in judge.api_key_env",
+            f"export {api_key_env}=..., or name the variable that holds it in judge.api_key_env",
         )
     return key
 

@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
-import hashlib
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from spo_bench.errors import InputError
+from spo_bench.judging.api import ApiJudge
+from spo_bench.judging.api_text import check_template
+from spo_bench.matrix.identity import judge_of, method_identity, metric_content, metric_label, reward_label, slug, task_identity
 from spo_bench.matrix.spec import MethodSpec, ModelSpec, Spec, TaskSpec, TrainSpec
 from spo_bench.methods import get_method
 from spo_bench.models.embedded import embedded_identity
 from spo_bench.models.numerics import Numerics
-from spo_bench.models.source import EMBEDDED, resolve, tokenizer_identity, weights_identity
+from spo_bench.models.source import (
+    EMBEDDED,
+    check_reward_model,
+    layers_and_positions,
+    model_identity,
+    resolve,
+    tokenizer_identity,
+    weights_identity,
+)
 from spo_bench.plugins import get_task
 from spo_bench.spo.settings import SpoSettings
 from spo_bench.stages.base import Stage
 from spo_bench.stages.registry import version
 from spo_bench.store.artifacts import HashCache, digest
-from spo_bench.task import Task
 
 DATA_SEED = 0  # which rows a limit takes; never the cell's seed, so that every seed sees the same prompts
 SHARED_SEED = 0  # of what all seeds share: the embedded weights, sft, the reward model
@@ -84,6 +92,7 @@ class ModelPlan:
         dtype = model.dtype if model.dtype != "auto" else spec.train.dtype
         dtype = dtype if dtype != "auto" else ("bfloat16" if place.device.startswith("cuda") else "float32")
         self.numerics = Numerics(place.device, dtype, dtype if lora else "float32").identity()
+        self.full = {**self.numerics, "held": "float32"}  # where all weights are trained, whatever the methods train
         self.micro_tokens = spec.train.micro_tokens or (16384 if place.device.startswith("cuda") else 2048)
         self.local: dict[str, Any] = {"device": place.device, "trust_remote_code": model.trust_remote_code}
         if model.path == EMBEDDED:
@@ -136,36 +145,51 @@ class ModelPlan:
         """Return (tokenizer, weights) the model starts from."""
         if self.model.path == EMBEDDED:
             identity = embedded_identity()
-            words = {key: identity[key] for key in ("chat_template", "vocabulary")}
+            size = identity["architecture"]
+            self._check_size(EMBEDDED, size["num_hidden_layers"], size["max_position_embeddings"])
+            read = {key: identity[key] for key in ("chat_template", "vocabulary")}
             return (
-                Stage("tokenizer", version("tokenizer"), {"embedded": digest(words), "seed": SHARED_SEED}),
+                Stage("tokenizer", version("tokenizer"), {"embedded": digest(read), "seed": SHARED_SEED}),
                 Stage("model", version("model"), {"embedded": digest(identity), "seed": SHARED_SEED}),
             )
-        directory = resolve(self.model.path, self.model.revision, self.place.offline)
-        tokenizer = Stage(
-            "tokenizer",
-            version("tokenizer"),
-            dict(tokenizer_identity(directory, self.place.hashes)),
-            local={"directory": str(directory)},
-        )
-        weights = dict(weights_identity(directory, self.place.hashes))
+        directory = resolve(self.model.path, self.model.revision, self.place.offline, self.model.trust_remote_code)
+        self._check_size(str(directory), *layers_and_positions(directory))
+        words = tokenizer_identity(directory, self.place.hashes)
+        tokenizer = Stage("tokenizer", version("tokenizer"), words, local={"directory": str(directory)})
+        weights = weights_identity(directory, self.place.hashes)
         if self.model.adapter is None:
             return tokenizer, Stage("model", version("model"), {"weights": weights}, local={"directory": str(directory)})
         adapter = resolve(self.model.adapter, None, self.place.offline)
-        config = {"weights": weights, "adapter": dict(weights_identity(adapter, self.place.hashes)), "numerics": self.numerics}
-        return tokenizer, Stage(
-            "model", version("model"), config, local={**self.local, "base": str(directory), "adapter": str(adapter)}
-        )
+        parts = {"weights": weights, "tokenizer": words, "adapter": weights_identity(adapter, self.place.hashes)}
+        local = {**self.local, "base": str(directory), "adapter": str(adapter)}
+        return tokenizer, Stage("model", version("model"), {**parts, "numerics": self.full}, local=local)
+
+    def _check_size(self, name: str, layers: int | None, positions: int | None) -> None:
+        """Refuse lengths and layers a model does not have, before anything is made."""
+        wanted = self.spec.train.max_length + self.spec.generate.max_new_tokens
+        if positions is not None and wanted > positions:
+            raise InputError(
+                f"max_length {self.spec.train.max_length} plus max_new_tokens {self.spec.generate.max_new_tokens} for '{name}'",
+                f"prompt and answer must fit into the model's {positions} positions",
+                "lower train.max_length or generate.max_new_tokens",
+            )
+        for spo in self.spec.spo:
+            if spo is not None and layers is not None and not -layers - 1 <= spo.layer <= layers:
+                rule = f"the model has hidden states 0 (the embeddings) to {layers}, or -1 to {-layers - 1} from the end"
+                raise InputError(f"spo layer {spo.layer} for '{name}'", rule, "choose one of these")
+
+    def _on_disk(self, directory: Path) -> Stage:
+        """Return the stage of a model that is only read: weights and tokenizer are both what it is."""
+        return Stage("model", version("model"), model_identity(directory, self.place.hashes), local={"directory": str(directory)})
 
     def _data(self, task: TaskSpec) -> Stage:
-        plugin = self.tasks[task.label]
         config = {
-            "task": plugin.identity(),
+            "task": task_identity(self.tasks[task.label]),
             "limit": task.limit.model_dump(),
             "seed": DATA_SEED,
             "max_length": self.spec.train.max_length,
         }
-        return Stage("data", version("data"), config, {"model": self.tokenizer}, self._task_local(task))
+        return Stage("data", version("data"), config, {"model": self.tokenizer}, {**self.local, **self._task_local(task)})
 
     def _task_local(self, task: TaskSpec) -> dict[str, Any]:
         return {"task": task.name, "data": task.data, "tasks_dirs": list(self.place.tasks_dirs), "max_dropped": task.max_dropped}
@@ -179,12 +203,18 @@ class ModelPlan:
             "max_steps": sft.steps,
         }
         inputs = {"model": self.start, **{f"data:{place}": stage for place, stage in enumerate(self.demonstrations)}}
-        return Stage("sft", version("sft"), {"settings": settings, "numerics": self.numerics}, inputs, self.local)
+        config = {
+            "settings": settings,
+            "gradient_checkpointing": self.spec.train.gradient_checkpointing,
+            "numerics": self.full,
+        }
+        return Stage("sft", version("sft"), config, inputs, self.local)
 
     def _settings(self, train: TrainSpec, seed: int) -> dict[str, Any]:
         """Return the loop's settings of a spec, as every training stage's config holds them."""
-        same = ("batch_size", "learning_rate", "epochs", "max_steps", "schedule", "warmup", "weight_decay", "clip", "packing")
-        return {**{name: getattr(train, name) for name in same}, "micro_tokens": self.micro_tokens, "seed": seed}
+        same = ("batch_size", "learning_rate", "epochs", "max_steps", "schedule", "warmup", "weight_decay", "clip")
+        shared = {"micro_tokens": self.micro_tokens, "packing": train.packing, "max_length": train.max_length}
+        return {**{name: getattr(train, name) for name in same}, **shared, "seed": seed}
 
     def _forward_config(self) -> dict[str, Any]:
         return {
@@ -241,13 +271,12 @@ class ModelPlan:
             "fraction": fraction,
             "lora": train.lora.model_dump(mode="json") if train.lora else None,
             "gradient_checkpointing": train.gradient_checkpointing,
-            "max_length": train.max_length,
             "numerics": self.numerics,
         }
         data = self.data[task.label]
         inputs = {"policy": self.policy, "data": data, "reference": self._reference(task)}
         if declaration.needs_kl:
-            matched = {"settings": settings, "fraction": fraction, "max_length": train.max_length, "numerics": self.numerics}
+            matched = {"settings": settings, "fraction": fraction, "numerics": self.numerics}
             inputs["mismatched"] = Stage(
                 "mismatched", version("mismatched"), matched, {"policy": self.policy, "data": data}, self.local
             )
@@ -263,39 +292,44 @@ class ModelPlan:
         return Stage("generate", version("generate"), config, inputs, self.local)
 
     def _score(self, task: TaskSpec, samples: Stage, train: Stage | None, method: MethodSpec | None) -> Stage:
-        plugin: Task = self.tasks[task.label]
+        metrics = {metric_label(name): name for name in (*self.tasks[task.label].metrics, *task.metrics)}
         config = {
-            "metrics": list(dict.fromkeys([*plugin.metrics, *task.metrics])),
+            "metrics": {label: metric_content(name) for label, name in metrics.items()},
             "method": method_identity(method) if method else None,
-            "task": plugin.identity(),
+            "task": task_identity(self.tasks[task.label]),
             **self._forward_config(),
         }
         inputs = {"samples": samples, "data": self.data[task.label], "base": self.policy}
         if train is not None:
             inputs |= {"policy": train, "reference": self._reference(task)}
-        return Stage("score", version("score"), config, inputs, {**self.local, **self._task_local(task)})
+        return Stage("score", version("score"), config, inputs, {**self.local, **self._task_local(task), "metrics": metrics})
 
     def _reward_model(self, task: TaskSpec, name: str) -> Stage:
         if name != "trained":
             directory = resolve(name, None, self.place.offline)
-            return Stage(
-                "model",
-                version("model"),
-                {"weights": dict(weights_identity(directory, self.place.hashes))},
-                local={"directory": str(directory)},
-            )
+            check_reward_model(directory)
+            return self._on_disk(directory)
         wanted = self.spec.reward_training
         settings = self._settings(self.spec.train, SHARED_SEED) | wanted.model_dump(mode="json")
-        config = {"settings": settings, "max_length": self.spec.train.max_length, "numerics": self.numerics}
-        return Stage(
-            "reward_model", version("reward_model"), config, {"policy": self.policy, "data": self.data[task.label]}, self.local
-        )
+        config = {
+            "settings": settings,
+            "gradient_checkpointing": self.spec.train.gradient_checkpointing,
+            "max_length": self._judged_length(),
+            "numerics": self.full,
+        }
+        inputs = {"policy": self.policy, "data": self.data[task.label]}
+        return Stage("reward_model", version("reward_model"), config, inputs, self.local)
+
+    def _judged_length(self) -> int:
+        """Return the most tokens a prompt with an answer has: the data's limit and a generated answer."""
+        return self.spec.train.max_length + self.spec.generate.max_new_tokens
 
     def _reward(self, task: TaskSpec, name: str, samples: Stage | None) -> Stage:
-        limit = self.spec.train.max_length + self.spec.generate.max_new_tokens
-        config = {"max_length": limit, "numerics": self.numerics, "of": "samples" if samples else "chosen"}
+        config = {"max_length": self._judged_length(), "numerics": self.numerics, "of": "samples" if samples else "chosen"}
         inputs = {"reward_model": self._reward_model(task, name), "data": self.data[task.label]}
-        return Stage("reward", version("reward"), config, inputs | ({"samples": samples} if samples else {}), self.local)
+        # Trust in the policy's own code is no trust in a reward model's.
+        local = self.local if name == "trained" else {**self.local, "trust_remote_code": False}
+        return Stage("reward", version("reward"), config, inputs | ({"samples": samples} if samples else {}), local)
 
     def _rewards(self, task: TaskSpec, samples: Stage) -> dict[str, Stage]:
         return {f"reward/{reward_label(name)}": self._reward(task, name, samples) for name in self.spec.rewards}
@@ -309,7 +343,7 @@ class ModelPlan:
         shared: dict[str, Stage] = {"data": self.data[task.label], "samples": samples}
         local = {**self.local, **self._task_local(task)}
         if kind == "gold":
-            judge["task"] = self.tasks[task.label].identity()
+            judge["task"] = task_identity(self.tasks[task.label])
         elif kind == "openai" and self.spec.judge is not None:
             wanted = self.spec.judge.model_dump(mode="json", exclude={"backend"})
             numbers = ("model", "base_url", "max_tokens", "temperature")
@@ -317,17 +351,16 @@ class ModelPlan:
             # One purse for the whole run, and replies that outlive a stage that fails.
             traffic = {key: value for key, value in wanted.items() if key not in numbers}
             local["judge"] = {**traffic, "cache": str(self.place.hashes.root / "judge.sqlite"), "budget": self.spec.name}
+            ApiJudge(**{key: value for key, value in judge.items() if key != "kind"}, **traffic)  # refuses what cannot work
         elif kind == "reward":
             shared["own_rewards"] = self._reward(task, target, samples)
         else:
             directory = resolve(target, None, self.place.offline)
-            judge |= {"template": self.tasks[task.label].judge_prompt, "max_length": 4096}
-            shared["judge_model"] = Stage(
-                "model",
-                version("model"),
-                {"weights": dict(weights_identity(directory, self.place.hashes))},
-                local={"directory": str(directory)},
-            )
+            template = self.tasks[task.label].judge_prompt
+            check_template(template)
+            judge |= {"template": template, "max_length": min(4096, layers_and_positions(directory)[1] or 4096)}
+            shared["judge_model"] = self._on_disk(directory)
+            local["trust_remote_code"] = False
         stages = {}
         for name, opponent in opponents.items():
             inputs = shared | ({"opponent": opponent} if opponent else {})
@@ -336,40 +369,3 @@ class ModelPlan:
             config = {"judge": judge, "opponent": name, "numerics": self.numerics}
             stages[f"judge/{name}"] = Stage("judge", version("judge"), config, inputs, local)
         return stages
-
-
-def method_identity(method: MethodSpec) -> dict[str, Any]:
-    """Return what a method is: name, version of its loss, all hyperparameters."""
-    return {"name": method.name, "version": get_method(method.name).version, "hyperparameters": dict(method.hyperparameters)}
-
-
-def reward_label(name: str) -> str:
-    """Return a reward model's short name for tables: the last part of its path or hub id."""
-    return Path(name).name
-
-
-def judge_of(spec: Spec, task: Task) -> tuple[str | None, str]:
-    """Return (gold, reward, local, openai or None, what it names).
-
-    Without a judge in the spec, a controlled world is judged by its known reward and other tasks by the first reward model.
-
-    Raises:
-        InputError: a judge that cannot judge this task.
-    """
-    judge = spec.judge
-    if judge is None:
-        return ("gold", "") if task.controlled else ("reward", spec.rewards[0]) if spec.rewards else (None, "")
-    if judge.backend == "gold" and not task.controlled:
-        raise InputError(
-            f"judge gold for task '{task.name}'",
-            "only a controlled world has a known reward",
-            "judge with reward:NAME or local:MODEL",
-        )
-    return judge.backend, judge.model or ""
-
-
-def slug(names: Sequence[str]) -> str:
-    """Return a directory name from labels; a short hash keeps labels apart that differ only in what is left out."""
-    plain = "-".join(part for part in (re.sub(r"[^A-Za-z0-9_.=]+", "_", name).strip("_.") for name in names) if part)
-    mark = hashlib.sha256("\0".join(names).encode()).hexdigest()[:6]
-    return f"{plain[:100]}-{mark}"

@@ -287,7 +287,7 @@ def _with_paths(raw: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
     listed("models", lambda item: _local(item, folder) if isinstance(item, str) else inside(item, "path", "adapter"))
     for key in ("tasks", "sft_tasks"):
-        listed(key, lambda item: inside(item, "data"))
+        listed(key, lambda item: _with_metrics(inside(item, "data"), folder))
     listed("rewards", lambda item: _local(item, folder))
     judge = value.get("judge")
     if isinstance(judge, str) and judge.startswith(("reward:", "local:")):
@@ -296,6 +296,18 @@ def _with_paths(raw: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     elif isinstance(judge, Mapping) and judge.get("backend") in ("reward", "local"):
         value["judge"] = inside(judge, "model")
     return value
+
+
+def _with_metrics(item: Any, folder: Path) -> Any:
+    """Return a task's mapping with the paths of local metric scripts made absolute."""
+    if not isinstance(item, Mapping) or not isinstance(item.get("metrics"), list | tuple):
+        return item
+    scripts = [
+        name.removeprefix("evaluate:") if isinstance(name, str) and name.startswith("evaluate:") else None
+        for name in item["metrics"]
+    ]
+    metrics = [name if script is None else f"evaluate:{_local(script, folder)}" for name, script in zip(item["metrics"], scripts)]
+    return {**item, "metrics": metrics}
 
 
 def _local(name: Any, folder: Path) -> Any:

@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from spo_bench.matrix.faults import fault
 
@@ -126,7 +134,9 @@ class JudgeSpec(Section):
     model: Text | None = Field(None, description="reward model (or `trained`), local model, or the endpoint's model name")
     base_url: Text | None = Field(None, description="address of an OpenAI-compatible endpoint; null: OpenAI's")
     api_key_env: Text = Field("OPENAI_API_KEY", description="environment variable that holds the key")
-    max_cost: Weight | None = Field(None, description="most US dollars the judge may cost; judging stops there")
+    max_cost: Weight | None = Field(
+        None, description="most US dollars the judge may cost; judging stops there; needs price_input and price_output"
+    )
     price_input: Weight | None = Field(None, description="US dollars a million prompt tokens; null: unknown")
     price_output: Weight | None = Field(None, description="US dollars a million completion tokens; null: unknown")
     max_tokens: Count = Field(512, description="longest reply of the endpoint, tokens")
@@ -149,11 +159,27 @@ class JudgeSpec(Section):
             rule = "the judge gold has no model" if self.backend == "gold" else f"the judge {self.backend} needs a model"
             raise fault(f"backend {self.backend} with model {self.model}", rule)
         extra = sorted(self.model_fields_set - {"backend", "model"})
-        if self.backend != "openai" and any(getattr(self, key) != type(self).model_fields[key].default for key in extra):
+        if self.backend != "openai" and extra:
             raise fault(
-                f"{', '.join(extra)} for the judge {self.backend}", "only the backend openai has these keys", "leave them out"
+                f"{', '.join(extra)} for the judge {self.backend}",
+                "only the backend openai has these keys",
+                f"leave them out; where the spec extends another, `judge: {self}` replaces the whole section",
+            )
+        priced = [key for key in ("max_cost", "price_input", "price_output") if getattr(self, key) is not None]
+        unpriced = [key for key in ("price_input", "price_output") if getattr(self, key) is None]
+        if priced and unpriced:
+            raise fault(
+                f"{' and '.join(priced)} without {' and '.join(unpriced)}",
+                "what judging costs is counted from both prices",
+                "set price_input and price_output, US dollars a million tokens (0 for an endpoint that costs nothing)",
+                priced[0],
             )
         return self
+
+    @model_serializer(mode="wrap")
+    def _as_written(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = handler(self)
+        return {key: value for key, value in values.items() if self.backend == "openai" or key in ("backend", "model")}
 
     def __str__(self) -> str:
         return self.backend if self.model is None else f"{self.backend}:{self.model}"

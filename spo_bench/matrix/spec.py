@@ -278,6 +278,19 @@ class Spec(Section):
         once(items, names, "remove one, or give entries that differ a `label` each")
         return items
 
+    @field_validator("rewards")
+    @classmethod
+    def _rewards_told_apart(cls, rewards: tuple[str, ...]) -> tuple[str, ...]:
+        known: dict[str, str] = {}
+        for name in rewards:
+            if (other := known.setdefault(Path(name).name, name)) != name:
+                raise fault(
+                    f"'{other}' and '{name}' are both called '{Path(name).name}'",
+                    "the last part of a reward model's path is its name in tables, and names one model",
+                    "give one of them a directory of another name, or link to it under one",
+                )
+        return rewards
+
     @field_validator("methods")
     @classmethod
     def _methods_labelled(cls, methods: tuple[MethodSpec, ...]) -> tuple[MethodSpec, ...]:
@@ -308,6 +321,21 @@ class Spec(Section):
                 f"for example rewards: [{TRAINED}]",
                 "rewards",
             )
+        if self.sft.steps > 0 and all(entry.limit.sft == 0 for entry in self.sft_tasks or self.tasks):
+            raise fault(
+                f"sft.steps {self.sft.steps} with limit.sft 0 for all tasks",
+                "supervised fine-tuning needs demonstrations",
+                "raise limit.sft of a task, or set sft.steps to 0",
+                "sft",
+            )
+        rows = self._row_names()
+        if twice := next((name for place, name in enumerate(rows) if name in rows[:place]), None):
+            raise fault(
+                f"two rows of the tables would be called '{twice}'",
+                f"a row's name is a method's label with data axes and SPO variant; '{SFT}' is the SFT policy's",
+                "give the method another `label`",
+                "methods",
+            )
         bare = [entry.label for entry in self.tasks if entry.limit.heldout == 0]
         if bare and self.trains_reward_model:
             raise fault(
@@ -317,6 +345,12 @@ class Spec(Section):
                 "rewards",
             )
         return self
+
+    def _row_names(self) -> list[str]:
+        """Return the names of the rows that stand under one model in the tables."""
+        fractions = ["" if value == 1 else f" (fraction={value})" for value in self.data_axes.fraction]
+        variants = ["" if item is None else f" {item.label()}" for item in self.spo]
+        return [SFT, *(f"{entry.label}{at}{spo}" for entry in self.methods for at in fractions for spo in variants)]
 
     @property
     def trains_reward_model(self) -> bool:

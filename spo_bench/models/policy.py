@@ -17,9 +17,9 @@ disable_progress_bar()  # a run shows its own
 set_verbosity_error()  # a fresh reward head is no news
 
 
-def load_tokenizer(directory: Path) -> Any:
+def load_tokenizer(directory: Path, trust_remote_code: bool = False) -> Any:
     """Return the tokenizer of a model directory, with a padding token."""
-    tokenizer = AutoTokenizer.from_pretrained(str(directory))
+    tokenizer = AutoTokenizer.from_pretrained(str(directory), trust_remote_code=trust_remote_code)
     if tokenizer.eos_token_id is None:
         raise InputError(
             f"the tokenizer of '{directory}' has no end token",
@@ -57,7 +57,9 @@ def load_policy(directory: Path, numerics: Numerics, base: Path | None = None, t
     if adapter:
         from peft import PeftModel
 
-        model = PeftModel.from_pretrained(model, str(directory)).merge_and_unload()
+        model = PeftModel.from_pretrained(model, str(directory), autocast_adapter_dtype=True)
+        # Merged into low precision, an update would be rounded away: there the adapter stays beside the weights, as in training.
+        model = model.merge_and_unload() if numerics.held == "float32" else model
     return model.to(numerics.device).eval()
 
 
@@ -85,6 +87,12 @@ def add_lora(model: Any, settings: Mapping[str, Any], seed: int) -> Any:
             ),
             autocast_adapter_dtype=True,
         )
+
+
+def checkpoint_activations(model: Any) -> None:
+    """Compute activations twice instead of holding them."""
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.enable_input_require_grads()
 
 
 def save_policy(model: Any, tokenizer: Any, directory: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +12,26 @@ from spo_bench.store.artifacts import HashCache
 
 EMBEDDED = "embedded"
 TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "vocab.json",
-    "merges.txt",
-    "special_tokens_map.json",
-    "chat_template.jinja",
+    *("tokenizer.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.json", "vocab.txt", "merges.txt"),
+    *("added_tokens.json", "special_tokens_map.json", "chat_template.jinja", "chat_template.json"),
 )
 # Of tokenizer_config.json only what changes token ids: the file also records paths and library versions.
-TOKENIZER_KEYS = ("bos_token", "eos_token", "unk_token", "pad_token", "add_bos_token", "add_eos_token", "chat_template")
+TOKENIZER_KEYS = (
+    *(
+        "tokenizer_class",
+        "bos_token",
+        "eos_token",
+        "unk_token",
+        "pad_token",
+        "add_bos_token",
+        "add_eos_token",
+        "add_prefix_space",
+    ),
+    *("chat_template", "clean_up_tokenization_spaces", "do_lower_case", "model_max_length"),
+)
 
 
-def resolve(name: str, revision: str | None = None, offline: bool = False) -> Path:
+def resolve(name: str, revision: str | None = None, offline: bool = False, with_code: bool = False) -> Path:
     """Return the local directory of a model: the directory itself, or a hub id's snapshot.
 
     Raises:
@@ -39,7 +46,7 @@ def resolve(name: str, revision: str | None = None, offline: bool = False) -> Pa
                 "give the directory that save_pretrained wrote",
             )
         return local
-    if name.startswith((".", "/", "~")) or name.count("/") > 1 or local.suffix:
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise InputError(
             f"model directory '{name}' is not there", "a path must exist", "check the path, or give a hub id such as org/name"
         )
@@ -47,7 +54,7 @@ def resolve(name: str, revision: str | None = None, offline: bool = False) -> Pa
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     # Weights as safetensors only: a pickle can run code.
-    patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+    patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", *(["*.py"] if with_code else [])]
     try:
         return Path(
             snapshot_download(name, revision=revision, allow_patterns=patterns, local_files_only=offline or _hub_offline())
@@ -65,8 +72,9 @@ def _hub_offline() -> bool:
     return os.environ.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "yes", "on")
 
 
-def weights_identity(directory: Path, hashes: HashCache) -> Mapping[str, Any]:
-    """Return what a model's weights are by content: architecture file and every safetensors file.
+def weights_identity(directory: Path, hashes: HashCache) -> dict[str, Any]:
+    """Return what a model is by content: every safetensors file, what decides how they are run (architecture, end tokens,
+    code that comes with it).
 
     Raises:
         InputError: there are no safetensors weights.
@@ -78,11 +86,38 @@ def weights_identity(directory: Path, hashes: HashCache) -> Mapping[str, Any]:
             "weights are read as safetensors only, because other formats can run code when loaded",
             "load the model once with transformers and call save_pretrained(directory)",
         )
-    configs = [directory / name for name in ("config.json", "adapter_config.json") if (directory / name).is_file()]
-    return {path.name: hashes.hash(path) for path in [*configs, *weights]}
+    named = (directory / name for name in ("config.json", "adapter_config.json", "generation_config.json"))
+    settings = [path for path in named if path.is_file()]
+    return {path.name: hashes.hash(path) for path in [*settings, *sorted(directory.glob("*.py")), *weights]}
 
 
-def tokenizer_identity(directory: Path, hashes: HashCache) -> Mapping[str, Any]:
+def model_identity(directory: Path, hashes: HashCache) -> dict[str, Any]:
+    """Return what a model and its tokenizer are by content."""
+    return {"weights": weights_identity(directory, hashes), "tokenizer": tokenizer_identity(directory, hashes)}
+
+
+def layers_and_positions(directory: Path) -> tuple[int | None, int | None]:
+    """Return a model's number of layers and of positions, as its config.json says; None where it does not."""
+    config = read_json(directory / "config.json")
+    layers = config.get("num_hidden_layers", config.get("n_layer"))
+    positions = config.get("max_position_embeddings", config.get("n_positions"))
+    return layers, positions
+
+
+def check_reward_model(directory: Path) -> None:
+    """Check that a model gives one number.
+
+    Raises:
+        InputError: its config.json names another number of outputs.
+    """
+    outputs = len(read_json(directory / "config.json").get("id2label", (0, 1)))  # two is the library's default, left unsaid
+    if outputs != 1:
+        raise InputError(
+            f"'{directory}' has {outputs} outputs", "a reward model gives one number", "give a reward model (num_labels = 1)"
+        )
+
+
+def tokenizer_identity(directory: Path, hashes: HashCache) -> dict[str, Any]:
     """Return what a tokenizer is by content, its chat template included.
 
     Raises:

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .render import FORMATS as FORMATS
-    from .tables import TABLES as TABLES
+    from .write import TABLES as TABLES
     from .write import rebuild as rebuild
     from .write import table as table
     from .write import write_report as write_report
 
-_HOMES = {"FORMATS": "render", "TABLES": "tables", "rebuild": "write", "table": "write", "write_report": "write"}
+_HOMES = {"FORMATS": "render", "TABLES": "write", "rebuild": "write", "table": "write", "write_report": "write"}
 
 __all__ = ["FORMATS", "TABLES", "rebuild", "table", "write_report"]
 

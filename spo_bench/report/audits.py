@@ -4,62 +4,89 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .render import Column, Entry, Table, number
 from .results import Cell, Results, short_model
 
 _SPLITS = ("sft", "train", "heldout", "eval")
+_FIRST = ("rows", "kept", "dropped", "overlap")
+"""What a reader looks for first; the other counts follow."""
 
 
 def data(results: Results) -> Table:
-    """Return the data audit: per model, task and split, the rows read, kept and dropped, and what was cut."""
-    audits: Mapping[str, Mapping[str, Any]] = results.run.get("audits") or {}
-    found = []
-    for place, audit in audits.items():
-        model, _, task = place.rpartition("/")
-        splits = [name for name in audit if isinstance(audit[name], Mapping)]
-        splits.sort(key=lambda name: _SPLITS.index(name) if name in _SPLITS else len(_SPLITS))
-        found += [(model, task, name, audit[name]) for name in splits]
-    counts = list(dict.fromkeys(key for *_, split in found for key in split if _is_number(split[key])))
+    """Return the data audit: per model, task and split, the rows read, kept and dropped, what was cut, and the overlap."""
+    found: list[tuple[str, str, str, dict[str, Any]]] = []
+    for (model, task), audit in results.audits.items():
+        splits: Mapping[str, Mapping[str, Any]] = audit["splits"]
+        shared: Mapping[str, int] = audit.get("overlap") or {}
+        for name in sorted(splits, key=lambda name: _SPLITS.index(name) if name in _SPLITS else len(_SPLITS)):
+            found.append((model, task, name, {**splits[name], **({"overlap": shared[name]} if name in shared else {})}))
+    counts = list(dict.fromkeys([*_FIRST, *(key for *_, split in found for key in split if _is_number(split[key]))]))
     columns = [Column(key, key.capitalize(), numeric=False) for key in ("model", "task", "split")]
     columns += [Column(key, key.replace("_", " ").capitalize()) for key in counts]
     body = [
-        [Entry(model, short_model(model)), Entry(task, task), Entry(name, name), *(_count(split.get(key)) for key in counts)]
+        [Entry(model, short_model(model)), Entry(task, task), Entry(name, name), *(_split_count(split, key) for key in counts)]
         for model, task, name, split in found
     ]
-    caption = ["Rows read, kept and dropped. A dropped row's content could not be used; the reasons are in run.json."]
+    caption = [
+        "Rows read, kept and dropped. A dropped row's content could not be used; the reasons are in run.json.",
+        "Overlap: prompts of a split that are also among those of sft or train.",
+        *overlap_notes(results),
+    ]
     return Table("data", "Data", columns, body, [f"{model}/{task}" for model, task, *_ in found], caption)
 
 
+def overlap_notes(results: Results) -> list[str]:
+    """Return a sentence for every split that shares prompts with training; none where all is held out."""
+    notes = []
+    for (_, task), audit in results.audits.items():
+        for split, shared in (audit.get("overlap") or {}).items():
+            if shared:
+                prompts = audit["splits"].get(split, {}).get("distinct_prompts")
+                share = f"{shared:,} of {prompts:,}" if prompts else f"{shared:,}"
+                notes.append(f"Not held out: {share} {split} prompts of {task} are also among those policies are trained on.")
+    return list(dict.fromkeys(notes))
+
+
 def degree(results: Results) -> Table:
-    """Return how well the head tells degrees late in training, within bins of the copy's token length.
+    """Return how well the head tells degrees, within bins of the copy's token length: on held-out rows where these were
+    measured, else late in training.
 
     Removal shortens a text, so a head could tell degrees from length alone; within a bin it cannot do so as easily.
     """
-    groups: dict[tuple[str, str, str], Counter[str]] = {}
+    groups: dict[tuple[str, str, str, str], Counter[str]] = {}
     for cell in results.done:
-        steps = (
-            [row["degree_accuracy_bins"] for row in cell.rows("train") if row.get("degree_accuracy_bins")] if cell.label else []
-        )
-        for bins in steps[-max(1, len(steps) // 4) :]:
-            counts = groups.setdefault((cell.model, cell.task, cell.name), Counter())
+        where, several = _degree_bins(cell)
+        for bins in several:
+            counts = groups.setdefault((cell.model, cell.task, cell.name, where), Counter())
             for name, (correct, count) in bins.items():
                 counts[f"{name} right"] += correct
                 counts[name] += count
     found = {key for counts in groups.values() for key in counts if not key.endswith(" right")}
     bins_seen = sorted(found, key=_bin_start)
     columns = [Column(key, key.capitalize(), numeric=False) for key in ("model", "task", "method")]
+    columns += [Column("rows", "Measured on", numeric=False)]
     columns += [Column("all", "All"), *(Column(name, f"{name} tokens") for name in bins_seen)]
     body = []
-    for (model, task, method), counts in groups.items():
+    for (model, task, method, where), counts in groups.items():
         shares = [(counts[name], counts[f"{name} right"]) for name in bins_seen]
         shares.insert(0, (sum(n for n, _ in shares), sum(right for _, right in shares)))
         entries = [Entry(right / n, f"{100 * right / n:.1f}", f"({n:,})", n=n) if n else Entry() for n, right in shares]
-        body.append([Entry(model, short_model(model)), Entry(task, task), Entry(method, method), *entries])
-    caption = ["Percent of copies whose degree the head tells right, over the last quarter of the steps (copies in brackets)."]
+        body.append([Entry(model, short_model(model)), *(Entry(text, text) for text in (task, method, where)), *entries])
+    caption = ["Percent of copies whose degree the head tells right (copies in brackets), seeds together."]
     return Table("degree", "Degree accuracy by length", columns, body, [f"{key[0]}/{key[1]}" for key in groups], caption)
+
+
+def _degree_bins(cell: Cell) -> tuple[str, Sequence[Mapping[str, Sequence[int]]]]:
+    """Return (which rows were looked at, counts {bin: [right, copies]} to be added up); no counts for a cell without SPO."""
+    if not cell.label:
+        return "", []
+    if held_out := cell.scores.get("degree_bins"):
+        return "held-out rows", [held_out]
+    steps = [row["degree_accuracy_bins"] for row in cell.rows("train") if row.get("degree_accuracy_bins")]
+    return "training rows, last quarter of the steps", steps[-max(1, len(steps) // 4) :]
 
 
 def _bin_start(name: str) -> tuple[float, str]:
@@ -108,6 +135,11 @@ def _checks(cell: Cell) -> dict[str, float]:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _split_count(split: Mapping[str, Any], key: str) -> Entry:
+    """Return a split's count; nothing where there is no overlap to count, since the split is one that policies train on."""
+    return Entry(text="") if key == "overlap" and key not in split else _count(split.get(key))
 
 
 def _count(value: Any) -> Entry:

@@ -187,12 +187,36 @@ def headlines(results: Results, task: str) -> list[str]:
     """Return the metrics a task is judged by, the first the most telling.
 
     The known reward where there is one; else a win rate (against the chosen answers before the SFT policy) and a reward model.
+    Where nothing judges the answers: the accuracy on held-out pairs, else a text metric the task or the spec asked for, else none.
     """
-    names = list(dict.fromkeys(name for cell in results.done if cell.task == task for name in cell.metrics))
+    names = _measured(results, task)
+    if judging := _judging(names):
+        return judging
+    texts = [name for name in names if name == "rouge_l" or name.startswith("evaluate:")]
+    return ["implicit_accuracy"] if "implicit_accuracy" in names else texts[:1]
+
+
+def unjudged_notes(results: Results) -> list[str]:
+    """Return the sentence that names the tasks whose answers nothing judges; none where there is no such task."""
+    tasks = [task for task in results.tasks if (names := _measured(results, task)) and not _judging(names)]
+    if not tasks:
+        return []
+    where = "" if tasks == results.tasks else f" of {', '.join(tasks)}"
+    shown = any("implicit_accuracy" in headlines(results, task) for task in tasks)
+    rest = ": implicit accuracy is about the data's held-out pairs" if shown else ""
+    return [f"Nothing judges the answers{where} (no known reward, judge or reward model){rest}."]
+
+
+def _measured(results: Results, task: str) -> list[str]:
+    return list(dict.fromkeys(name for cell in results.done if cell.task == task for name in cell.metrics))
+
+
+def _judging(names: Sequence[str]) -> list[str]:
+    """Return the headline metrics among these that say how good answers are."""
     if "true_reward" in names:
         return ["true_reward"]
     rates = [name for name in ("win_rate_chosen", "win_rate_sft") if name in names][:1]
-    return (rates + [name for name in names if name.startswith("reward/")][:1]) or names[:1]
+    return rates + [name for name in names if name.startswith("reward/")][:1]
 
 
 def finite(value: float) -> float | None:

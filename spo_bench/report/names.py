@@ -18,10 +18,12 @@ _TITLES = {
     "kl": "KL to reference",
     "length": "Length",
     "rouge_l": "ROUGE-L",
-    "train_seconds": "Train s",
+    "seconds": "Train s",
+    "step_seconds": "Steps s",
     "pairs_per_second": "Pairs/s",
     "peak_memory": "Peak GiB",
     "tokens_per_pair": "Tokens/pair",
+    "tokens_per_pair_separate": "Tokens/pair unpacked",
 }
 _NEUTRAL = {"length", "kl", "chosen_logratio", "rejected_logratio", "tokens_per_pair"}
 """Metrics that describe a policy; more of them is neither better nor worse."""

@@ -66,8 +66,7 @@ def _counts(results: Results) -> dict[str, int]:
 
 
 def _dropped(results: Results) -> list[tuple[str, Mapping[str, Any]]]:
-    audits: Mapping[str, Mapping[str, Any]] = results.run.get("audits") or {}
-    return [(place, row) for place, audit in audits.items() for row in audit.get("dropped_rows") or []][:200]
+    return [("/".join(place), row) for place, audit in results.audits.items() for row in audit.get("dropped_rows") or []][:200]
 
 
 def _command(provenance: Mapping[str, Any]) -> str:

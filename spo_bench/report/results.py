@@ -190,6 +190,13 @@ class Results:
         return list(dict.fromkeys(cell.task for cell in self.cells))
 
     @property
+    def audits(self) -> dict[tuple[str, str], Mapping[str, Any]]:
+        """Return the data audits by (model, task), for those that have one."""
+        found: Mapping[str, Mapping[str, Any]] = self.run.get("audits") or {}
+        places = dict.fromkeys((cell.model, cell.task) for cell in self.cells)
+        return {place: found[name] for place in places if (name := "/".join(place)) in found}
+
+    @property
     def done(self) -> list[Cell]:
         """Return the finished cells."""
         return [cell for cell in self.cells if cell.done]

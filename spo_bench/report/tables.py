@@ -11,7 +11,7 @@ from typing import Any
 from spo_bench.files import canonical_json
 
 from . import names
-from .measure import ALPHA, Level, headlines, levels
+from .measure import ALPHA, Level, headlines, levels, unjudged_notes
 from .render import Column, Entry, Table, number
 from .results import SFT, Cell, Results, short_model
 
@@ -85,6 +85,7 @@ def main(numbers: Numbers) -> Table:
     body = [[*head, *(side[i] for side in sides)] for i, head in enumerate(heads)]
     shown = [row for row in numbers.comparisons if row["kind"] == "spo"]
     caption = [
+        *unjudged_notes(results),
         "Mean ± half the width of its 95 % interval.",
         "Δ: with SPO minus the own baseline on the same prompts and seeds, with its 95 % interval.",
         *_fewer_seeds(rows),
@@ -155,15 +156,15 @@ def cost(numbers: Numbers) -> Table:
     }
     columns = [Column(key, key.capitalize(), numeric=False) for key in ("model", "task", "method")]
     columns += [Column(name, names.title(name)) for name in scalars]
-    relative = "train_seconds" in scalars
-    columns += [Column("train_seconds relative", "Time × baseline")] if relative else []
+    relative = "seconds" in scalars
+    columns += [Column("seconds relative", "Time × baseline")] if relative else []
     body = []
     for key, cells in ordered:
         row = [_text(short_model(key[0]), key[0]), _text(key[1]), _text(cells[0].name)]
         row += [_plain(means[key][name], name) for name in scalars]
         if relative:
-            base = means.get((*cells[0].place, "false"), {}).get("train_seconds", math.nan)
-            ratio = means[key]["train_seconds"] / base if cells[0].label and base > 0 else math.nan
+            base = means.get((*cells[0].place, "false"), {}).get("seconds", math.nan)
+            ratio = means[key]["seconds"] / base if cells[0].label and base > 0 else math.nan
             row.append(_plain(ratio, "") if cells[0].label else Entry(text=""))
         body.append(row)
     caption = ["Means over seeds, measured where the cells ran; times depend on the machine and on what else ran there."]
@@ -287,4 +288,4 @@ def _mean(values: Sequence[float]) -> float:
     return sum(known) / len(known) if known else math.nan
 
 
-TABLES: dict[str, Callable[[Numbers], Table]] = {"main": main, "training": training, "effects": effects, "cost": cost}
+RESULTS: dict[str, Callable[[Numbers], Table]] = {"main": main, "training": training, "effects": effects, "cost": cost}

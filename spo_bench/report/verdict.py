@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import names
-from .measure import ALPHA, headlines
+from .audits import overlap_notes
+from .measure import ALPHA, headlines, unjudged_notes
 from .render import number
 from .results import Results
 
@@ -23,14 +24,18 @@ class Verdict:
 
 
 def verdict(results: Results, comparisons: Sequence[Row]) -> Verdict:
-    """Return what the headline comparisons say; controls of SPO are reported apart, since they are not SPO."""
+    """Return what the headline comparisons say; controls of SPO are reported apart, since they are not SPO.
+
+    What makes the numbers mean less than they seem to, shared prompts or answers that nothing judges, is said first.
+    """
+    doubts = [*overlap_notes(results), *unjudged_notes(results)]
     first = {task: (headlines(results, task) or [""])[0] for task in results.tasks}
     shown = [row for row in comparisons if row["metric"] == first[row["task"]] and row["diff"] is not None]
     spo = [row for row in shown if row["kind"] == "spo" and not is_control(row)]
     tested = [row for row in spo if row["p_adjusted"] is not None]
     if not tested:
         why = "one prompt cannot be tested" if spo else "no baseline and SPO twin were both finished"
-        return Verdict(f"This run says nothing about SPO: {why}.", _training_line(shown))
+        return Verdict(f"This run says nothing about SPO: {why}.", [*doubts, *_training_line(shown)])
     better, worse = ([row for row in tested if significant(row) and gain(row) * sign > 0] for sign in (1, -1))
     lines = [f"{_amount(row)} ({row['variant']}, {row['task']})" for row in sorted(tested, key=gain, reverse=True)]
     extremes = lines if len(lines) == 1 else [f"from {lines[-1]} to {lines[0]}"]
@@ -45,7 +50,7 @@ def verdict(results: Results, comparisons: Sequence[Row]) -> Verdict:
     if controls:
         moved = sum(significant(row) for row in controls)
         support.append(f"Controls: {moved} of {len(controls)} differ significantly from the baseline too.")
-    return Verdict(_sentence(tested, better, worse), [*support, *_training_line(shown)])
+    return Verdict(_sentence(tested, better, worse), [*doubts, *support, *_training_line(shown)])
 
 
 def is_control(row: Row) -> bool:

@@ -12,9 +12,11 @@ from .audits import data, degree, evaluation
 from .measure import comparison_rows, metric_rows
 from .render import FORMATS, Table
 from .results import Results, read_results
-from .tables import TABLES, Numbers, gather
+from .tables import RESULTS, Numbers, gather
 
 AUDITS = {"degree": degree, "audit": evaluation, "data": data}
+TABLES = (*RESULTS, *AUDITS)
+"""The names of all tables."""
 
 
 def write_report(run_dir: Path) -> None:
@@ -30,7 +32,7 @@ def write_report(run_dir: Path) -> None:
     write_jsonl(run_dir / "metrics.jsonl", metric_rows(results))
     numbers = gather(results, comparison_rows(results))
     write_jsonl(run_dir / "comparisons.jsonl", numbers.comparisons)
-    tables = {name: _build(name, results, numbers) for name in [*TABLES, *AUDITS]}
+    tables = {name: _build(name, results, numbers) for name in TABLES}
     for name, one in tables.items():
         for ending, render in FORMATS.items():
             write_text(run_dir / "tables" / f"{name}.{ending}", render(one))
@@ -55,8 +57,8 @@ def table(run_dir: Path, name: str = "main", format: str = "md") -> str:
 
     Raises InputError for an unknown name or format, naming the known ones.
     """
-    if name not in {**TABLES, **AUDITS}:
-        raise unknown("table", name, {**TABLES, **AUDITS})
+    if name not in TABLES:
+        raise unknown("table", name, TABLES)
     if format not in FORMATS:
         raise unknown("format", format, FORMATS)
     results = read_results(run_dir)
@@ -67,7 +69,7 @@ def table(run_dir: Path, name: str = "main", format: str = "md") -> str:
 def _build(name: str, results: Results, numbers: Numbers | None) -> Table:
     if numbers is None or name in AUDITS:
         return AUDITS[name](results)
-    return TABLES[name](numbers)
+    return RESULTS[name](numbers)
 
 
 def _write_bytes(path: Path, content: bytes) -> None:

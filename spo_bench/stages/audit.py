@@ -34,3 +34,12 @@ def check_dropped(directory: Path, max_dropped: float) -> None:
             raise InputError(
                 f"task '{audit['task']}', split {split}: no row is left", "a task needs usable rows", "check the data"
             )
+    for split, count in audit["overlap"].items():
+        if count == 0:
+            continue
+        prompts = audit["splits"][split]["distinct_prompts"]
+        raise InputError(
+            f"task '{audit['task']}': {count} of {prompts} {split} prompts are training prompts too",
+            "no prompt is in two splits",
+            "mend the task's load()",
+        )

@@ -26,11 +26,18 @@ def run(work: Work) -> None:
     Config: task (identity), limit, seed, max_length, tokenizer, template. Local: task, data, tasks_dirs.
     """
     task = get_task(work.local["task"], work.local["data"], [Path(d) for d in work.local["tasks_dirs"]])
-    tokenizer = load_tokenizer(work.inputs["model"])
+    tokenizer = load_tokenizer(work.inputs["model"], work.local["trust_remote_code"])
     audit: dict[str, Any] = {"task": task.name, "splits": {}, "dropped_rows": []}
     prompts: dict[str, set[str]] = {}
     for split in SPLITS:
-        rows = task.load(split, work.config["limit"][split], work.config["seed"])
+        limit = work.config["limit"][split]
+        rows = task.load(split, limit, work.config["seed"])
+        if limit is not None and len(rows) > limit:
+            raise InputError(
+                f"task '{task.name}' gives {len(rows)} {split} rows where {limit} were asked for",
+                "load() keeps its limit",
+                "mend the task",
+            )
         kept, counts, dropped = prepare(task, rows, split, tokenizer, work.config["max_length"])
         write_jsonl(work.out / f"{split}.jsonl", kept)
         audit["splits"][split] = counts
@@ -146,7 +153,7 @@ def load_split(directory: Path, split: SplitName) -> list[Mapping[str, Any]]:
 def training_rows(work: Work) -> list[Mapping[str, Any]]:
     """Return the first ``fraction`` of the training rows, at least one: smaller fractions are nested in larger ones."""
     rows = load_split(work.inputs["data"], "train")
-    return rows[: max(1, ceil(work.config["fraction"] * len(rows)))]
+    return rows[: max(1, ceil(work.config["fraction"] * len(rows) - 1e-9))]
 
 
 def eval_prompts(directory: Path) -> list[Mapping[str, Any]]:

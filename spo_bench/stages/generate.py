@@ -22,7 +22,7 @@ def run(work: Work) -> None:
     policy = policy_at(work.inputs["policy"])
     base = work.inputs["base"]
     model = load_policy(policy, work.numerics, base=base, trust_remote_code=work.local["trust_remote_code"])
-    tokenizer = load_tokenizer(base)
+    tokenizer = load_tokenizer(base, work.local["trust_remote_code"])
     data = work.inputs["data"]
     rows = eval_prompts(data) if work.config["split"] == "eval" else load_split(data, work.config["split"])
     settings = work.config["settings"]

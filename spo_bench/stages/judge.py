@@ -13,6 +13,7 @@ from spo_bench.models.policy import load_policy, load_tokenizer
 from spo_bench.plugins import get_task
 from spo_bench.stages.base import Work
 from spo_bench.stages.data import as_row, eval_prompts
+from spo_bench.training.probe import shares_prefixes
 
 
 def run(work: Work) -> None:
@@ -53,13 +54,15 @@ def _reward(work: Work, questions: list[Question]) -> list[Verdict]:
 
 def _local(work: Work, questions: list[Question]) -> list[Verdict]:
     """A language model on this machine decides."""
-    directory = work.inputs["judge_model"]
+    directory, trust = work.inputs["judge_model"], work.local["trust_remote_code"]
+    model, limit = load_policy(directory, work.numerics, trust_remote_code=trust), work.config["judge"]["max_length"]
     judge = LocalJudge(
-        model=load_policy(directory, work.numerics, trust_remote_code=work.local["trust_remote_code"]),
-        tokenizer=load_tokenizer(directory),
+        model=model,
+        tokenizer=load_tokenizer(directory, trust),
         template=work.config["judge"]["template"],
         numerics=work.numerics,
-        max_length=work.config["judge"]["max_length"],
+        max_length=limit,
+        share=shares_prefixes(model, "trie", limit),
     )
     return judge.compare(questions)
 

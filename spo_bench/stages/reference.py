@@ -13,7 +13,7 @@ from spo_bench.models.policy import load_policy
 from spo_bench.stages.base import Work
 from spo_bench.stages.data import load_split, training_rows
 from spo_bench.task import SplitName
-from spo_bench.training.examples import mismatched, step_rows
+from spo_bench.training.examples import met_completions, mismatched, step_rows
 from spo_bench.training.loop import TrainSettings
 from spo_bench.training.probe import shares_prefixes
 from spo_bench.training.scoring import Floats, log_probs
@@ -34,17 +34,20 @@ def run(work: Work) -> None:
 def run_mismatched(work: Work) -> None:
     """Write ``mismatched.safetensors``: every step's prompts with the next row's completions, in the order of the steps.
 
-    Config: settings (of the loop: its steps, batch size and seed decide who meets whom), fraction, numerics, max_length.
+    Config: settings (of the loop: its steps, batch size and seed decide who meets whom), fraction, numerics.
     """
     model = load_policy(work.inputs["policy"], work.numerics, trust_remote_code=work.local["trust_remote_code"])
     records = training_rows(work)
     settings = TrainSettings.for_rows(work.config["settings"], len(records))
+    if min(settings.batch_size, len(records)) < 2:
+        raise StageError("one training row a step: a mismatched pair needs another row's completions; give at least two rows")
+    sides = [tuple(np.asarray(r[name]) for name in ("prompt_ids", "chosen_ids", "rejected_ids")) for r in records]
     items = [
-        (np.asarray(records[a]["prompt_ids"]), [np.asarray(records[b]["chosen_ids"]), np.asarray(records[b]["rejected_ids"])])
+        (sides[a][0], met_completions(sides[a][0], sides[b][1], sides[b][2], settings.max_length))
         for rows in step_rows(len(records), settings.batch_size, settings.steps, settings.seed)
         for a, b in mismatched(rows)
     ]
-    share = shares_prefixes(model, settings.packing, work.config["max_length"])
+    share = shares_prefixes(model, settings.packing, settings.max_length)
     values = log_probs(model, items, work.numerics, settings.micro_tokens, share)
     save(work.out / "mismatched.safetensors", values)
 

@@ -9,6 +9,7 @@ from torch.nn.functional import logsigmoid
 
 from spo_bench.errors import StageError
 from spo_bench.files import write_json
+from spo_bench.models.policy import checkpoint_activations
 from spo_bench.models.reward import encode, load_reward_model, rewards_of, score_answers
 from spo_bench.stages.base import Work
 from spo_bench.stages.data import load_split
@@ -29,6 +30,8 @@ def run(work: Work) -> None:
     settings = TrainSettings.for_rows(work.config["settings"], len(rows))
     torch.manual_seed(stream_seed(settings.seed, "reward head"))
     model, tokenizer = load_reward_model(work.inputs["policy"], work.numerics, work.local["trust_remote_code"], fresh=True)
+    if work.config["gradient_checkpointing"]:
+        checkpoint_activations(model)
     pairs = [[encode(tokenizer, row["prompt"], row[side], limit) for side in ("chosen", "rejected")] for row in rows]
     weights = list(model.parameters())
     optimizer = torch.optim.AdamW(weights, weight_decay=settings.weight_decay, fused=True)

@@ -25,8 +25,10 @@ from spo_bench.training.scoring import log_probs
 def run(work: Work) -> None:
     """Write ``scores.json``: {"metrics": {name: {ids, values, clusters, higher_is_better, unit}}}.
 
-    Config: metrics (extra names), method (null for the SFT policy itself), numerics, micro_tokens, packing, max_length.
-    Inputs: samples, data, reference, base, and policy for a trained cell. Local: task, tasks_dirs.
+    Config: metrics (name -> content of a local script),
+    method (null for the SFT policy itself), numerics, micro_tokens, packing, max_length.
+    Inputs: samples, data, reference, base, and policy for a trained cell. Local: task, tasks_dirs, metrics
+    (name -> what to load).
     """
     samples = list(read_jsonl(work.inputs["samples"] / "samples.jsonl"))
     prompts = {row["id"]: row for row in eval_prompts(work.inputs["data"])}
@@ -39,8 +41,8 @@ def run(work: Work) -> None:
     if task.controlled:
         values: list[float | None] = [float(task.true_reward(as_row(prompts[s["id"]]), s["answer"])) for s in samples]
         metrics["true_reward"] = per_prompt(samples, prompts, values, True)
-    for name in work.config["metrics"]:
-        score = text_metric(name)
+    for name, source in work.local["metrics"].items():
+        score = text_metric(source)
         values = score([s["answer"] for s in samples], [prompts[s["id"]]["chosen"] for s in samples])
         metrics[name] = per_prompt(samples, prompts, values, True)
     if work.config["method"] is not None:

@@ -7,23 +7,31 @@ import torch
 
 from spo_bench.errors import StageError
 from spo_bench.files import write_jsonl
-from spo_bench.models.policy import load_policy, load_tokenizer, save_policy
+from spo_bench.models.policy import checkpoint_activations, load_policy, load_tokenizer, save_policy
 from spo_bench.stages.base import Work
 from spo_bench.stages.data import load_split
 from spo_bench.training.loop import TrainSettings
+from spo_bench.training.probe import shares_prefixes
 from spo_bench.training.supervised import finetune
 from spo_bench.training.trie import Response, build_row
 
 
 def run(work: Work) -> None:
-    """Write the fine-tuned policy and ``train.jsonl``. Config: settings (of the loop), numerics. Inputs: model, data:NAME."""
+    """Write the fine-tuned policy and ``train.jsonl``.
+
+    Config: settings (of the loop), gradient_checkpointing, numerics. Inputs: model, data:0, data:1, …
+    """
     torch.manual_seed(work.config["settings"]["seed"])
     model = load_policy(work.inputs["model"], work.numerics, trust_remote_code=work.local["trust_remote_code"])
     records = [row for name in sorted(work.inputs) if name.startswith("data:") for row in load_split(work.inputs[name], "sft")]
     if not records:
         raise StageError("supervised fine-tuning was asked for, but no task of this matrix has demonstrations (split sft)")
-    rows = [build_row(np.asarray(r["prompt_ids"]), [Response(np.asarray(r["chosen_ids"]))]) for r in records]
+    settings = TrainSettings.for_rows(work.config["settings"], len(records))
+    share = shares_prefixes(model, settings.packing, settings.max_length)
+    rows = [build_row(np.asarray(r["prompt_ids"]), [Response(np.asarray(r["chosen_ids"]))], share) for r in records]
+    if work.config["gradient_checkpointing"]:
+        checkpoint_activations(model)
     steps: list[dict[str, object]] = []
-    finetune(model, rows, TrainSettings.for_rows(work.config["settings"], len(rows)), work.numerics, steps.append)
-    save_policy(model, load_tokenizer(work.inputs["model"]), work.out)
+    finetune(model, rows, settings, work.numerics, share, steps.append)
+    save_policy(model, load_tokenizer(work.inputs["model"], work.local["trust_remote_code"]), work.out)
     write_jsonl(work.out / "train.jsonl", steps)

@@ -15,7 +15,7 @@ from spo_bench.errors import StageError
 from spo_bench.files import read_jsonl, write_json, write_jsonl
 from spo_bench.methods import get_method
 from spo_bench.models.chat import completion_ids
-from spo_bench.models.policy import add_lora, load_policy, load_tokenizer, save_policy
+from spo_bench.models.policy import add_lora, checkpoint_activations, load_policy, load_tokenizer, save_policy
 from spo_bench.spo.degrade import degraded_copies, degree_labels
 from spo_bench.spo.head import DegreeHead, bin_counts, degree_loss
 from spo_bench.spo.settings import SpoSettings
@@ -24,7 +24,7 @@ from spo_bench.stages.data import load_split, training_rows
 from spo_bench.stages.reference import load as load_reference
 from spo_bench.training.examples import SIDES, Copy, Example, micro_batches, stream_seed
 from spo_bench.training.forward import hidden_states, pool
-from spo_bench.training.loop import Bins, TrainSettings, fit, peak_memory
+from spo_bench.training.loop import Bins, TrainSettings, fit, peak_memory, reset_peak_memory
 from spo_bench.training.objective import Objective, Reference
 from spo_bench.training.probe import trie_obstacle
 
@@ -33,21 +33,21 @@ def run(work: Work) -> None:
     """Write ``policy/`` (a Hugging Face directory), ``train.jsonl`` and ``summary.json``.
 
     Config: method {name, version, hyperparameters}, spo (settings or null), settings (of the loop), lora, fraction (of the
-    training rows), max_length, gradient_checkpointing, numerics.
+    training rows), gradient_checkpointing, numerics.
     Inputs: policy, data, reference; mismatched where the method has a KL; samples where SPO degrades the policy's own answers.
     """
     started = time.perf_counter()
     method = get_method(work.config["method"]["name"])
     spo = SpoSettings(**work.config["spo"]["settings"]) if work.config["spo"] else None
-    tokenizer = load_tokenizer(work.inputs["policy"])
+    tokenizer = load_tokenizer(work.inputs["policy"], work.local["trust_remote_code"])
     records = training_rows(work)
     settings = TrainSettings.for_rows(work.config["settings"], len(records))
+    reset_peak_memory(torch.device(work.numerics.device))
     on_policy = _samples(work.inputs["samples"]) if spo is not None and spo.text == "on_policy" else None
-    limit = work.config["max_length"]
-    examples = [example(record, tokenizer, spo, settings.seed, limit, on_policy) for record in records]
+    examples = [example(record, tokenizer, spo, settings, on_policy) for record in records]
 
     model = load_policy(work.inputs["policy"], work.numerics, trust_remote_code=work.local["trust_remote_code"])
-    obstacle = trie_obstacle(model, limit) if settings.packing == "trie" else None
+    obstacle = trie_obstacle(model, settings.max_length) if settings.packing == "trie" else None
     if obstacle is not None:
         settings = replace(settings, packing="separate")
     if work.config["lora"]:
@@ -55,8 +55,7 @@ def run(work: Work) -> None:
     else:
         model.requires_grad_(True)
     if work.config["gradient_checkpointing"]:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-        model.enable_input_require_grads()
+        checkpoint_activations(model)
     head = DegreeHead(model.config.hidden_size, spo, seed=stream_seed(settings.seed, "head")) if spo else None
     objective = Objective(
         model=model,
@@ -73,7 +72,7 @@ def run(work: Work) -> None:
     save_policy(model, tokenizer, work.out / "policy")
     summary = summarise(examples, steps, settings, time.perf_counter() - started, torch.device(work.numerics.device))
     if head is not None and spo is not None:
-        held_out = [example(r, tokenizer, spo, settings.seed, limit, None) for r in load_split(work.inputs["data"], "eval")]
+        held_out = [example(r, tokenizer, spo, settings) for r in load_split(work.inputs["data"], "eval")]
         summary["degrees"] = degree_accuracy(objective, held_out, settings)
     write_json(work.out / "summary.json", {**summary, "packing": settings.packing, "packing_fallback": obstacle})
 
@@ -82,38 +81,40 @@ def example(
     record: Mapping[str, Any],
     tokenizer: Any,
     spo: SpoSettings | None,
-    seed: int,
-    max_length: int,
-    on_policy: Mapping[str, str] | None,
+    settings: TrainSettings,
+    on_policy: Mapping[str, Sequence[int]] | None = None,
 ) -> Example:
     """Return a row as the loop sees it, with its degraded copies if there is SPO.
 
-    The copies of an answer that was cut at ``max_length`` are cut there too.
+    An answer that was cut has no end token and shows nothing beyond the cut; neither do its copies, else the end would tell
+    their degree. ``on_policy`` holds the SFT policy's own answers by row id, which then take the place of the data's.
     """
-    prompt = np.asarray(record["prompt_ids"], dtype=np.int64)
+    prompt, chosen, rejected = (np.asarray(record[name], dtype=np.int64) for name in ("prompt_ids", "chosen_ids", "rejected_ids"))
     copies: list[Copy] = []
     if spo is not None:
-        texts = (
-            {0: on_policy[record["id"]]}
-            if on_policy is not None
-            else {i: record[side] for i, side in enumerate(SIDES) if spo.side in (side, "both")}
-        )
-        for side, text in texts.items():
-            for degree, copy in zip(degree_labels(text, spo, seed), degraded_copies(text, spo, seed), strict=True):
-                if copy is not None:
-                    ids = completion_ids(tokenizer, copy)[: max_length - len(prompt)]
-                    copies.append(Copy(np.asarray(ids, dtype=np.int64), degree, side))
-    return Example(
-        id=record["id"],
-        prompt=prompt,
-        chosen=np.asarray(record["chosen_ids"], dtype=np.int64),
-        rejected=np.asarray(record["rejected_ids"], dtype=np.int64),
-        copies=tuple(copies),
-    )
+        intact = {i: ids for i, ids in enumerate((chosen, rejected)) if spo.side in (SIDES[i], "both")}
+        if on_policy is not None:
+            intact = {0: np.asarray(on_policy[record["id"]], dtype=np.int64)}
+        for side, ids in intact.items():
+            cut = ids[-1] != tokenizer.eos_token_id
+            whole = cut or on_policy is not None
+            text = tokenizer.decode(ids, skip_special_tokens=True).strip() if whole else record[SIDES[side]]
+            for degree, copy in zip(
+                degree_labels(text, spo, settings.seed), degraded_copies(text, spo, settings.seed), strict=True
+            ):
+                if copy is None:
+                    continue
+                # The intact copy is the answer itself, token by token.
+                tokens = (
+                    ids if copy == text else np.asarray(completion_ids(tokenizer, copy)[: -1 if cut else None], dtype=np.int64)
+                )
+                if len(tokens):
+                    copies.append(Copy(tokens[: settings.max_length - len(prompt)], degree, side))
+    return Example(id=record["id"], prompt=prompt, chosen=chosen, rejected=rejected, copies=tuple(copies))
 
 
-def _samples(directory: Path) -> dict[str, str]:
-    return {row["id"]: row["answer"] for row in read_jsonl(directory / "samples.jsonl")}
+def _samples(directory: Path) -> dict[str, list[int]]:
+    return {row["id"]: row["ids"] for row in read_jsonl(directory / "samples.jsonl")}
 
 
 def reference(inputs: Mapping[str, Path], records: Sequence[Mapping[str, Any]], settings: TrainSettings) -> Reference:
@@ -148,7 +149,7 @@ def degree_accuracy(objective: Objective, examples: Sequence[Example], settings:
     bins, by_row = Bins(), []
     for start in range(0, len(examples), settings.batch_size):
         part = list(examples[start : start + settings.batch_size])
-        for batch in micro_batches(part, np.arange(len(part)), settings.micro_tokens, settings.packing == "trie", False):
+        for batch in micro_batches(part, np.arange(len(part)), settings.micro_tokens, settings.packing == "trie"):
             packed = batch.to(torch.device(objective.numerics.device))
             with objective.numerics.autocast():
                 layer = hidden_states(objective.model, packed.pack, objective.spo.layer)[1]

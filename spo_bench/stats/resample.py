@@ -36,7 +36,8 @@ def interval(
         clusters: a label a prompt; prompts of one label are drawn together. None: each prompt stands alone.
 
     The interval is a bootstrap over clusters, percentile, widened for few units (``bootstrap``). Values that are all 0 or 1,
-    unclustered, get Wilson's interval instead, which stays honest at 0 of n and n of n. n counts the valid prompts.
+    unclustered (no two valid prompts share a label), get Wilson's interval instead, which stays honest at 0 of n and n of n.
+    n counts the valid prompts.
     No valid prompt: mean, low and high are NaN. One unit: low and high are NaN, since it shows no spread.
     """
     check_confidence(confidence)
@@ -45,11 +46,11 @@ def interval(
     kept = flat[valid]
     if not kept.size:
         return math.nan, math.nan, math.nan, 0
-    if clusters is None and kept.size > 1 and bool(np.isin(kept, (0.0, 1.0)).all()):
+    sums, counts = by_cluster(kept, cluster_numbers(clusters, flat.size)[valid])
+    if sums.size == kept.size > 1 and bool(np.isin(kept, (0.0, 1.0)).all()):
         mean = float(kept.mean())
         low, high = stats.binomtest(int(kept.sum()), kept.size).proportion_ci(confidence, method="wilson")
         return mean, min(float(low), mean), max(float(high), mean), int(kept.size)
-    sums, counts = by_cluster(kept, cluster_numbers(clusters, flat.size)[valid])
     mean, low, high = bootstrap(sums, counts, confidence)
     return mean, low, high, int(kept.size)
 

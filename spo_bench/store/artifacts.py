@@ -15,7 +15,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from spo_bench.files import canonical_json, read_json, write_json
+from spo_bench.files import canonical_json, file_hash, read_json, write_json
 
 IDENTITY_FORMAT = 1  # raised when the way keys are made changes; then every key changes, knowingly
 
@@ -82,15 +82,6 @@ class Store:
         with (directory / f"{kind}-{key}").open("w") as handle:
             fcntl.flock(handle, fcntl.LOCK_EX)
             yield
-
-
-def file_hash(path: Path) -> str:
-    """Return the SHA-256 of a file's content."""
-    state = sha256()
-    with path.open("rb") as handle:
-        while block := handle.read(1 << 20):
-            state.update(block)
-    return state.hexdigest()
 
 
 class HashCache:

@@ -78,6 +78,12 @@ def mismatched(rows: Ints) -> list[tuple[int, int]]:
     return [(int(a), int(b)) for a, b in zip(rows, np.roll(rows, -1), strict=True)]
 
 
+def met_completions(prompt: Ints, chosen: Ints, rejected: Ints, max_length: int) -> tuple[Ints, Ints]:
+    """Return another row's completions as they fit behind this prompt within ``max_length`` tokens."""
+    room = max_length - len(prompt)
+    return chosen[:room], rejected[:room]
+
+
 @dataclass(frozen=True)
 class MicroBatch:
     """The part of a step's rows that goes through one forward pass.
@@ -100,13 +106,21 @@ class MicroBatch:
         return replace(self, pack=self.pack.to(device))
 
 
-def micro_batches(examples: Sequence[Example], rows: Ints, budget: int, share: bool, with_mismatched: bool) -> list[MicroBatch]:
-    """Cut a step's rows into forward passes of at most ``budget`` tokens each."""
-    partners = dict(mismatched(rows)) if with_mismatched else {}
+def micro_batches(
+    examples: Sequence[Example], rows: Ints, budget: int, share: bool, mismatched_within: int | None = None
+) -> list[MicroBatch]:
+    """Cut a step's rows into forward passes of at most ``budget`` tokens each.
+
+    With ``mismatched_within``, each row also carries the next row's completions, cut to that many tokens with its prompt.
+    """
+    partners = dict(mismatched(rows)) if mismatched_within is not None else {}
     built = []
     for index in rows.tolist():
-        other = examples[partners[index]] if partners else None
-        built.append(examples[index].row((other.chosen, other.rejected) if other else (), share))
+        others: tuple[Ints, ...] = ()
+        if mismatched_within is not None:
+            met = examples[partners[index]]
+            others = met_completions(examples[index].prompt, met.chosen, met.rejected, mismatched_within)
+        built.append(examples[index].row(others, share))
     batches = []
     for places in split_by_budget([trie.size for trie, _ in built], budget):
         copies = [copy for place in places for copy in built[place][1]]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import math
 import resource
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,6 +39,7 @@ class TrainSettings:
     clip: float
     micro_tokens: int
     packing: str
+    max_length: int
     seed: int
 
     @classmethod
@@ -92,15 +96,17 @@ def fit(
 
     for step, rows in enumerate(plan):
         started = time.perf_counter()
-        batches = micro_batches(examples, rows, settings.micro_tokens, settings.packing == "trie", method.needs_kl)
+        share, partner = settings.packing == "trie", settings.max_length if method.needs_kl else None
+        batches = micro_batches(examples, rows, settings.micro_tokens, share, partner)
         batches = [batch.to(device) for batch in batches]
         if step == 0:
             check_start(objective, batches, rows)
         model.train()
-        torch.manual_seed(stream_seed(settings.seed, "dropout", step))
         copies = sum(len(batch.degrees) for batch in batches)
+        dropout = stream_seed(settings.seed, "dropout", step)
         coupled = method.batch_coupled and len(batches) > 1
-        upstream = objective.whole_step_gradient(batches, rows, step) if coupled else None
+        upstream = objective.whole_step_gradient(batches, rows, step, dropout) if coupled else None
+        torch.manual_seed(dropout)
         logged, bins = Sums(), Bins()
         for batch in batches:
             sums, _, layer = objective.forward(batch)
@@ -205,8 +211,25 @@ class Bins:
             self.counts[name] = [old[0] + correct, old[1] + count]
 
 
+def reset_peak_memory(device: torch.device) -> None:
+    """Forget the peak so far, so that the next one is this training's own and not that of a larger stage before it."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    gc.collect()
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    except (OSError, AttributeError):  # not Linux: the peak stays that of the process
+        return
+
+
 def peak_memory(device: torch.device) -> int:
-    """Return the most memory held so far, bytes: by tensors on a GPU, by this process on a CPU."""
+    """Return the most memory held since the last reset, bytes: by tensors on a GPU, by this process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+    except (OSError, StopIteration):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -80,16 +80,16 @@ class Objective:
             kl=kl,
         )
 
-    def whole_step_gradient(self, batches: Sequence[MicroBatch], rows: Ints, step: int) -> tuple[Tensor, Tensor]:
+    def whole_step_gradient(self, batches: Sequence[MicroBatch], rows: Ints, step: int, seed: int) -> tuple[Tensor, Tensor]:
         """Return the gradient of a batch-coupled loss at each pair's sums, (rows, 2), and the loss, over the whole step.
 
         The step runs once without gradient to get all sums, where the loss is differentiated; the second run carries that
-        gradient on into the weights. Same result as one large batch, in the memory of a small one.
+        gradient on into the weights. Same result as one large batch, in the memory of a small one. Both runs begin with the
+        same ``seed``, so they drop the same activations.
         """
-        state = torch.random.get_rng_state()
+        torch.manual_seed(seed)
         with torch.no_grad():
             sums = torch.cat([self.forward(batch)[0] for batch in batches])
-        torch.random.set_rng_state(state)
         leaf = sums[:, :2].detach().requires_grad_()
         loss = self.method.loss(
             self.pairs(torch.cat([leaf, sums[:, 2:].detach()], 1), rows, step, np.arange(len(rows))), self.hyper

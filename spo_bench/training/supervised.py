@@ -18,13 +18,19 @@ from spo_bench.training.trie import TrieRow, pack, split_by_budget
 
 
 def finetune(
-    model: Any, rows: Sequence[TrieRow], settings: TrainSettings, numerics: Numerics, log: Callable[[dict[str, Any]], None]
+    model: Any,
+    rows: Sequence[TrieRow],
+    settings: TrainSettings,
+    numerics: Numerics,
+    share: bool,
+    log: Callable[[dict[str, Any]], None],
 ) -> None:
     """Minimise the mean negative log-likelihood of completion tokens, in place; ``log`` gets one row a step.
 
     Args:
         model: a causal language model; all weights that require gradients are trained.
         rows: prompt and scored completion, one trie each.
+        share: whether rows were built as tries, to stand side by side on a line.
         settings: the loop's settings.
         numerics: device and compute type.
         log: called with {step, loss, grad_norm, learning_rate, tokens, seconds, peak_memory}.
@@ -42,7 +48,7 @@ def finetune(
         total = sum(len(path) for i in chosen for path in rows[i].paths)
         loss_sum, tokens = 0.0, 0
         for group in split_by_budget([rows[i].size for i in chosen], settings.micro_tokens):
-            batch = pack([rows[chosen[place]] for place in group]).to(device)
+            batch = pack([rows[chosen[place]] for place in group], share).to(device)
             with numerics.autocast():
                 values = token_log_probs(model, hidden_states(model, batch)[0], batch)
             loss = -values.sum() / total

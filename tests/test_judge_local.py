@@ -1,0 +1,148 @@
+"""The judge that runs here: verdicts from a model's own logits, and the models and templates it refuses."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_model
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast
+
+from spo_bench.errors import InputError
+from spo_bench.judging.local import CLOSING, LETTERS, LocalJudge
+from spo_bench.judging.verdict import Question, fill
+from spo_bench.models.chat import render
+from spo_bench.models.embedded import build_embedded
+from spo_bench.models.numerics import Numerics
+
+CPU = Numerics("cpu", "float32", "float32")
+TEMPLATE = "Which answer is better?\n{prompt}\nFirst: {a}\nSecond: {b}"
+WORDS = ["<unk>", "▁", "▁A", "▁B", "A", "B", *"▁which ▁answer ▁is ▁better ▁good ▁bad ▁fern ▁first ▁second".split()]
+
+
+def tokenizer(words=WORDS, prefix="always", splits=False):
+    """A tokenizer of words; ``prefix`` puts the mark of a space before a text, ``splits`` makes it a token of its own."""
+    inner = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    marks = [pre_tokenizers.Metaspace(prepend_scheme=prefix, split=True)]
+    inner.pre_tokenizer = pre_tokenizers.Sequence(
+        [*marks, pre_tokenizers.Split(Regex("▁"), behavior="isolated")] if splits else marks
+    )
+    inner.decoder = decoders.Metaspace(prepend_scheme=prefix)
+    return PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="<unk>", name_or_path="org/small-judge")
+
+
+def judge(model=None, words=None, **changes):
+    settings = {"model": model or tiny_model(), "tokenizer": words or tokenizer(), "template": TEMPLATE, "numerics": CPU}
+    return LocalJudge(**{**settings, "max_length": 256, **changes})
+
+
+def question(a="good fern", b="bad", name="q"):
+    return Question(name, "which fern is better", a, b, {})
+
+
+def p_first(model, words, first, second, letters=("▁A", "▁B")):
+    """P(A) / (P(A) + P(B)) from the logits of the plain sequence."""
+    text = fill(TEMPLATE, prompt="which fern is better", a=first, b=second) + CLOSING
+    ids = render(words, [{"role": "user", "content": text}]).ids
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([ids])).logits[0, -1]
+    return float(logits[words.convert_tokens_to_ids(list(letters))].softmax(0)[0])
+
+
+def test_a_verdict_is_the_mean_of_both_orders_of_the_models_own_probabilities():
+    model, words = tiny_model(), tokenizer()
+    (verdict,) = judge(model, words, margin=0.0).compare([question()])
+    there, back = p_first(model, words, "good fern", "bad"), p_first(model, words, "bad", "good fern")
+    assert verdict.score == pytest.approx((there + 1 - back) / 2, abs=1e-5)
+    assert [order["p_first"] for order in verdict.orders] == pytest.approx([there, back], abs=1e-5)
+    assert verdict.outcome == ("a" if verdict.score > 0.5 else "b")
+
+
+def test_swapped_answers_mirror_the_verdict_and_equal_ones_tie():
+    there, back, equal = judge().compare([question(), question("bad", "good fern"), question("fern", "fern")])
+    assert there.score == pytest.approx(1 - back.score, abs=1e-5)
+    assert (equal.outcome, equal.score) == ("tie", pytest.approx(0.5, abs=1e-6))
+
+
+def test_a_question_that_is_too_long_is_invalid_and_the_others_are_judged():
+    words = tokenizer()
+    limit = len(render(words, [{"role": "user", "content": fill(TEMPLATE, prompt="x", a="x", b="x") + CLOSING}]).ids) + 20
+    long, short = judge(words=words, max_length=limit).compare([question(a="fern " * 40, name="long"), question()])
+    assert (long.outcome, long.score) == ("invalid", None)
+    assert f"longer than {limit} tokens" in long.reason
+    assert short.score is not None
+    assert judge(words=words, max_length=3).compare([question()])[0].outcome == "invalid"
+
+
+def narrow_model():
+    """A model whose window is shorter than a question: over a trie, where the mask is ours, it would see more than it may."""
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 61, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = MistralConfig(**sizes, num_key_value_heads=2, sliding_window=4, initializer_range=0.2)
+    config._attn_implementation = "sdpa"
+    return MistralForCausalLM(config).eval()
+
+
+def test_a_model_that_takes_no_tree_mask_is_run_on_separate_sequences():
+    model, words = narrow_model(), tokenizer()
+    expected = [p_first(model, words, "good fern", "bad"), p_first(model, words, "bad", "good fern")]
+    apart, tree = (judge(model, words, share=share).compare([question()])[0] for share in (False, True))
+    assert [order["p_first"] for order in apart.orders] == pytest.approx(expected, abs=1e-5)
+    assert not np.allclose([order["p_first"] for order in tree.orders], expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("missing", ["{prompt}", "{a}", "{b}"])
+def test_a_template_without_a_slot_is_refused(missing):
+    with pytest.raises(InputError, match=f"judge prompt without {missing}"):
+        judge(template=TEMPLATE.replace(missing, "it"))
+
+
+def test_the_letter_after_the_mark_of_a_space_is_the_verdict():
+    """Here "A" is read as "▁", "A", and the probability of the first would say nothing of the letter."""
+    words = tokenizer(splits=True)
+    assert [words(letter, add_special_tokens=False)["input_ids"] for letter in LETTERS] == [[1, 4], [1, 5]]
+    model = tiny_model()
+    (verdict,) = judge(model, words).compare([question()])
+    assert verdict.orders[0]["p_first"] == pytest.approx(p_first(model, words, "good fern", "bad", LETTERS), abs=1e-5)
+    assert verdict.orders[0]["p_first"] != pytest.approx(0.5, abs=1e-6)
+
+
+class Folding:
+    """A tokenizer that reads both letters alike, as one does that knows them as bytes or classes."""
+
+    unk_token_id, name_or_path = 0, "org/folding"
+
+    def __init__(self, ids):
+        self.ids = ids
+
+    def __call__(self, text, add_special_tokens):
+        return {"input_ids": self.ids}
+
+    def decode(self, ids):
+        return "?"
+
+
+UNUSABLE = [
+    (tokenizer([word for word in WORDS if word != "▁B"]), ["org/small-judge", "'B' is not in its vocabulary"]),
+    (Folding([7]), ["org/folding", "A and B are the same token"]),
+    (Folding([7, 8]), ["org/folding", "'A' is 2 tokens"]),
+    (Folding([]), ["org/folding", "'A' is 0 tokens"]),
+]
+
+
+@pytest.mark.parametrize(("words", "said"), UNUSABLE, ids=[said[-1] for _, said in UNUSABLE])
+def test_a_model_that_cannot_say_a_or_b_is_refused_by_name(words, said):
+    with pytest.raises(InputError) as caught:
+        judge(words=words)
+    for part in [*said, "one token of its own", "choose another judge model"]:
+        assert part in str(caught.value)
+
+
+def test_the_embedded_policy_is_no_judge_and_is_called_as_the_caller_calls_it(tmp_path):
+    """Its vocabulary is that of the controlled worlds, where no word is "B"."""
+    from transformers import AutoTokenizer
+
+    build_embedded(tmp_path, 0)
+    with pytest.raises(InputError, match="judge model 'local:embedded': 'B' is not in its vocabulary"):
+        judge(words=AutoTokenizer.from_pretrained(tmp_path), name="local:embedded")
