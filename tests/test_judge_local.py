@@ -18,7 +18,15 @@ from spo_bench.models.numerics import Numerics
 
 CPU = Numerics("cpu", "float32", "float32")
 TEMPLATE = "Which answer is better?\n{prompt}\nFirst: {a}\nSecond: {b}"
-WORDS = ["<unk>", "▁", "▁A", "▁B", "A", "B", *"▁which ▁answer ▁is ▁better ▁good ▁bad ▁fern ▁first ▁second".split()]
+WORDS = [
+    "<unk>",
+    "▁",
+    "▁A",
+    "▁B",
+    "A",
+    "B",
+    *["▁which", "▁answer", "▁is", "▁better", "▁good", "▁bad", "▁fern", "▁first", "▁second"],
+]
 
 
 def tokenizer(words=WORDS, prefix="always", splits=False):

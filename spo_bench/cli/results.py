@@ -39,7 +39,9 @@ def report(run: Run) -> None:
 def table(
     run: Run,
     format: Annotated[str, typer.Option("--format", help="md, tex, csv, html or json.")] = "md",
-    name: Annotated[str, typer.Option("--name", help="Which table: main, training, effects, cost, degree, audit or data.")] = "main",
+    name: Annotated[
+        str, typer.Option("--name", help="Which table: main, training, effects, cost, degree, audit or data.")
+    ] = "main",
 ) -> None:
     """Print one table of a run."""
     from spo_bench.report import FORMATS, TABLES

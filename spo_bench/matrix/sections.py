@@ -161,9 +161,7 @@ class JudgeSpec(Section):
         extra = sorted(self.model_fields_set - {"backend", "model"})
         if self.backend != "openai" and extra:
             raise fault(
-                f"{', '.join(extra)} for the judge {self.backend}",
-                "only the backend openai has these keys",
-                f"leave them out; where the spec extends another, `judge: {self}` replaces the whole section",
+                f"{', '.join(extra)} for the judge {self.backend}", "only the backend openai has these keys", "leave them out"
             )
         priced = [key for key in ("max_cost", "price_input", "price_output") if getattr(self, key) is not None]
         unpriced = [key for key in ("price_input", "price_output") if getattr(self, key) is None]

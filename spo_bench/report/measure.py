@@ -187,7 +187,7 @@ def headlines(results: Results, task: str) -> list[str]:
     """Return the metrics a task is judged by, the first the most telling.
 
     The known reward where there is one; else a win rate (against the chosen answers before the SFT policy) and a reward model.
-    Where nothing judges the answers: the accuracy on held-out pairs, else a text metric the task or the spec asked for, else none.
+    Where nothing judges the answers: the accuracy on held-out pairs, else a text metric that was asked for, else none.
     """
     names = _measured(results, task)
     if judging := _judging(names):
