@@ -360,7 +360,7 @@ class ModelPlan:
             check_template(template)
             judge |= {"template": template, "max_length": min(4096, layers_and_positions(directory)[1] or 4096)}
             shared["judge_model"] = self._on_disk(directory)
-            local["trust_remote_code"] = False
+            local |= {"trust_remote_code": False, "judge_name": target}
         stages = {}
         for name, opponent in opponents.items():
             inputs = shared | ({"opponent": opponent} if opponent else {})

@@ -63,6 +63,7 @@ def _local(work: Work, questions: list[Question]) -> list[Verdict]:
         numerics=work.numerics,
         max_length=limit,
         share=shares_prefixes(model, "trie", limit),
+        name=work.local["judge_name"],
     )
     return judge.compare(questions)
 
