@@ -75,9 +75,14 @@ def test_interrupt_leaves_a_run_that_goes_on(tmp_path):
     spec = written(tmp_path, {"sft": {"steps": 400, "batch_size": 16, "learning_rate": 1e-3}})
     running = subprocess.Popen(
         [sys.executable, "-c", "from spo_bench.cli.main import main; main()", "run", "--matrix", str(spec), "--jobs", "1"],
-        cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "SPO_BENCH_STORE": str(tmp_path / "store")},
-    )  # fmt: skip
+        # A test runner in the background of a shell ignores SIGINT, and hands that down.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     # The embedded weights are in the store: supervised fine-tuning has begun, or is about to.
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob("store/model/*/DONE")) and time.monotonic() < deadline:
