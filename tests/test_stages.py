@@ -352,3 +352,46 @@ def _attempt_here(stage, store, threads):
     """What a worker runs in this test: the registry of a fresh process knows no stage of a test."""
     registry.KINDS["test"] = ("test_stages:_dies_once", 1)
     registry.execute(stage, store)
+
+
+METRIC = """
+import datasets
+import evaluate
+
+
+class Overlap(evaluate.Metric):
+    def _info(self):
+        features = datasets.Features({"predictions": datasets.Value("string"), "references": datasets.Value("string")})
+        return evaluate.MetricInfo(description="", citation="", inputs_description="", features=features)
+
+    def _compute(self, predictions, references):
+        shared = [len(set(p.split()) & set(r.split())) for p, r in zip(predictions, references)]
+        return {"overlap": sum(shared) / len(shared)}
+"""
+
+
+def test_an_evaluate_metric_scores_each_answer_and_its_script_is_in_the_key(tmp_path, monkeypatch):
+    """Words shared by answer and reference: "a b c" and "b c d" share 2, "x" and "y" none. An unknown name says what to do."""
+    from spo_bench.stages.metrics import text_metric
+
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    script = tmp_path / "overlap.py"
+    script.write_text(METRIC)
+    assert text_metric(f"evaluate:{script}")(["a b c", "x"], ["b c d", "y"]) == [2.0, 0.0]
+    spec = {**SPEC, "tasks": [{**SPEC["tasks"][0], "metrics": [f"evaluate:{script}"]}]}
+    before = keys(spec, tmp_path)
+    script.write_text(METRIC + "\n# edited\n")
+    after = keys(spec, tmp_path)
+    assert before["score"] != after["score"]
+    assert before["generate"] == after["generate"]
+    with pytest.raises(InputError, match="cannot be loaded"):
+        text_metric("evaluate:no_such_metric")
+
+
+def test_rouge_l_by_hand():
+    """Longest common subsequence of "the cat sat" and "the cat ran" is 2 of 3 words each: F = 2/3."""
+    from spo_bench.stages.metrics import distinct, text_metric
+
+    assert text_metric("rouge_l")(["the cat sat"], ["the cat ran"]) == [pytest.approx(2 / 3)]
+    assert distinct("a b a b", 2) == pytest.approx(2 / 3)
+    assert distinct("a", 2) is None
