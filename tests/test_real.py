@@ -48,7 +48,11 @@ def real(smollm2: Path, shared: Path):
 
 @pytest.mark.parametrize("spo", [None, SpoSettings()], ids=["dpo", "dpo+SPO"])
 def test_trie_equals_separate_sequences(real, spo, record_property):
-    """Per-token log-probabilities to 1e-5 and gradients to 1e-4 (relative to the largest), fp32, SmolLM2-135M on HH rows."""
+    """Per-token log-probabilities and gradients, fp32, SmolLM2-135M on HH rows.
+
+    Log-probabilities reach -21 nats here, where two ways of padding separate sequences already differ by 1.3e-5: the bound is
+    3e-5 nats, and 1e-5 on average. Gradients: 1e-4 of the largest.
+    """
     model, tokenizer, records = real
     model.requires_grad_(True)
     settings = TrainSettings(2, 1, 1e-6, "constant", 0.0, 0.0, 1.0, 4096, "trie", 1024, 0)
@@ -75,7 +79,8 @@ def test_trie_equals_separate_sequences(real, spo, record_property):
     (trie, trie_gradient, trie_tokens), (alone, alone_gradient, alone_tokens) = seen
     model.zero_grad()
     record_property("tokens a pair, trie and separate", (trie_tokens / len(examples), alone_tokens / len(examples)))
-    assert (trie - alone).abs().max() <= 1e-5 * max(1.0, float(alone.abs().max()))
+    assert (trie - alone).abs().max() <= 3e-5
+    assert (trie - alone).abs().mean() <= 1e-5
     assert (trie_gradient - alone_gradient).abs().max() <= 1e-4 * float(alone_gradient.abs().max())
     assert trie_tokens < alone_tokens
 
