@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,11 +41,17 @@ class Quiet:
         """Ignore it."""
 
 
+def unwatched(cells: Sequence[Cell], missing: Sequence[Stage]) -> AbstractContextManager[Watcher]:
+    """Watch a run without saying anything."""
+    return nullcontext(Quiet())
+
+
 @dataclass(frozen=True)
 class Finished:
-    """A finished run: its directory, and the cells that failed with their reasons."""
+    """A finished run: its directory, the number of its cells, those that failed with their reasons, stages made, seconds."""
 
     out: Path
+    cells: int
     failed: Mapping[str, str]
     made: int
     seconds: float
@@ -96,7 +103,7 @@ def run(
     jobs: int = 1,
     offline: bool = False,
     tasks_dirs: Sequence[str] = (),
-    watcher: Watcher | None = None,
+    watch: Callable[[Sequence[Cell], Sequence[Stage]], AbstractContextManager[Watcher]] = unwatched,
 ) -> Finished:
     """Run a matrix and write its report.
 
@@ -108,7 +115,7 @@ def run(
         jobs: how many stages run side by side.
         offline: never ask a hub.
         tasks_dirs: further folders of task plugins.
-        watcher: is told of every stage.
+        watch: (cells, stages to make) -> context of the watcher that is told of every stage.
 
     Raises:
         InputError: what was given cannot be used; nothing has been written to ``out``.
@@ -121,32 +128,53 @@ def run(
     target = Path(out or Path("results") / loaded.name)
     artifacts = Store(Path(store) if store else default_store())
     cells = cells_of(loaded, artifacts.root, device, offline, tasks_dirs)
-    watcher = watcher or Quiet()
 
     for name, place in (("out", target), ("store", artifacts.root)):
         check_writable(name, place)
     check_judge_key(loaded)
 
-    data = list({cell.stages["data"].key: cell.stages["data"] for cell in cells}.values())
-    failures = run_stages(data, artifacts, 1, watcher)
-    for stage in data:
-        if stage.done(artifacts):
-            check_dropped(stage.path(artifacts), stage.local["max_dropped"])
     wanted = [stage for cell in cells for stage in cell.stages.values()]
     missing = [stage for stage in unique_in_order(wanted) if not stage.done(artifacts)]
+    with watch(cells, missing) as watcher:
+        failures = _data(cells, artifacts, watcher)
+        return _rest(loaded, target, cells, artifacts, failures, jobs, watcher, len(missing), started)
 
+
+def _data(cells: Sequence[Cell], store: Store, watcher: Watcher) -> dict[str, str]:
+    """Make every task's data, and refuse the run where it may not be used; return key -> reason of what failed."""
+    data = list({cell.stages["data"].key: cell.stages["data"] for cell in cells}.values())
+    failures = run_stages(data, store, 1, watcher)
+    for stage in data:
+        if stage.done(store):
+            check_dropped(stage.path(store), stage.local["max_dropped"])
+    return failures
+
+
+def _rest(
+    spec: Spec,
+    target: Path,
+    cells: Sequence[Cell],
+    store: Store,
+    failures: Mapping[str, str],
+    jobs: int,
+    watcher: Watcher,
+    made: int,
+    started: float,
+) -> Finished:
+    """Make everything else and the report; the run's directory says how it stands."""
     record = {
         "schema_version": SCHEMA_VERSION,
-        "spec": loaded.model_dump(mode="json"),
+        "spec": spec.model_dump(mode="json"),
         "status": "running",
         "provenance": provenance(),
     }
-    record |= {"started": _clock(started), "finished": None, "seconds": None, "store": str(artifacts.root), "audits": {}}
+    record |= {"started": _clock(started), "finished": None, "seconds": None, "store": str(store.root), "audits": {}}
     target.mkdir(parents=True, exist_ok=True)
     write_json(target / "run.json", record)
     try:
-        failures |= run_stages(wanted, artifacts, jobs, watcher)
-        return _finish(target, cells, artifacts, failures, record, len(missing), started)
+        wanted = [stage for cell in cells for stage in cell.stages.values()]
+        failures = {**failures, **run_stages(wanted, store, jobs, watcher)}
+        return _finish(target, cells, store, failures, record, made, started)
     except BaseException as error:
         write_json(target / "run.json", {**record, "status": "interrupted" if isinstance(error, Interrupted) else "failed"})
         raise
@@ -205,7 +233,7 @@ def _finish(
         target / "run.json", {**record, "audits": {name: read_json(path) for name, path in audits.items() if path.is_file()}}
     )
     write_report(target)
-    return Finished(target, failed, made, finished - started)
+    return Finished(target, len(cells), failed, made, finished - started)
 
 
 def _clock(moment: float) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from types import TracebackType
@@ -27,7 +26,6 @@ class RunProgress:
         self.spent: dict[str, list[float]] = defaultdict(list)
         self.cells_total = sum(bool(keys) for keys in self.open.values())
         self.cells_done = 0
-        self.began = time.monotonic()
         self.bar: Progress | None = None
         self.task: TaskID | None = None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -28,6 +28,10 @@ from spo_bench.cli.common import (
     print_json,
 )
 from spo_bench.errors import InputError, Interrupted
+
+if TYPE_CHECKING:
+    from spo_bench.matrix.cells import Cell
+    from spo_bench.stages.base import Stage
 
 __all__ = ["NARROW", "register"]
 
@@ -73,33 +77,23 @@ def run(
         return
     from spo_bench import api
     from spo_bench.cli.progress import RunProgress, clock
-    from spo_bench.engine.local import unique_in_order
-    from spo_bench.store.artifacts import Store
 
     console = Console(stderr=True, highlight=False)
-    artifacts = Store(store or api.default_store())
-    folders = [str(folder) for folder in tasks or []]
-    cells = api.cells_of(spec, artifacts.root, device, offline, folders)
-    missing = [s for s in unique_in_order([s for c in cells for s in c.stages.values()]) if not s.done(artifacts)]
     side_by_side = jobs or default_jobs(spec, device)
-    console.print(
-        f"{spec.name}: {len(cells)} cells, {len(missing)} stages to make, {side_by_side} at a time; {target}", markup=False
-    )
+
+    def watch(cells: Sequence[Cell], missing: Sequence[Stage]) -> RunProgress:
+        counts = f"{len(cells)} cells, {len(missing)} stages to make, {side_by_side} at a time"
+        console.print(f"{spec.name}: {counts}; {target}", markup=False)
+        return RunProgress(missing, cells, side_by_side, console)
+
+    folders = [str(folder) for folder in tasks or []]
     try:
-        with RunProgress(missing, cells, side_by_side, console) as progress:
-            done = api.run(
-                spec,
-                target,
-                store=artifacts.root,
-                device=device,
-                jobs=side_by_side,
-                offline=offline,
-                tasks_dirs=folders,
-                watcher=progress,
-            )
+        done = api.run(
+            spec, target, store=store, device=device, jobs=side_by_side, offline=offline, tasks_dirs=folders, watch=watch
+        )
     except Interrupted as error:
         raise Interrupted("stopped; the same command goes on where this run was") from error
-    console.print(f"{len(cells) - len(done.failed)} of {len(cells)} cells done in {clock(done.seconds)}", markup=False)
+    console.print(f"{done.cells - len(done.failed)} of {done.cells} cells done in {clock(done.seconds)}", markup=False)
     _print_result(done.out, console)
     if done.failed:
         for cell, reason in done.failed.items():

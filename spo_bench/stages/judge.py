@@ -7,7 +7,7 @@ from pathlib import Path
 from spo_bench.files import read_jsonl, write_jsonl
 from spo_bench.judging.api import ApiJudge
 from spo_bench.judging.local import LocalJudge
-from spo_bench.judging.verdict import Question, Verdict, by_value
+from spo_bench.judging.verdict import Judge, Question, Verdict, by_value
 from spo_bench.models.chat import plain_text
 from spo_bench.models.policy import load_policy, load_tokenizer
 from spo_bench.plugins import get_task
@@ -56,7 +56,7 @@ def _local(work: Work, questions: list[Question]) -> list[Verdict]:
     """A language model on this machine decides."""
     directory, trust = work.inputs["judge_model"], work.local["trust_remote_code"]
     model, limit = load_policy(directory, work.numerics, trust_remote_code=trust), work.config["judge"]["max_length"]
-    judge = LocalJudge(
+    judge: Judge = LocalJudge(
         model=model,
         tokenizer=load_tokenizer(directory, trust),
         template=work.config["judge"]["template"],
@@ -70,7 +70,7 @@ def _local(work: Work, questions: list[Question]) -> list[Verdict]:
 
 def _openai(work: Work, questions: list[Question]) -> list[Verdict]:
     """A model behind an OpenAI-compatible endpoint decides; its replies are kept outside the artifact, so none is paid twice."""
-    judge = {key: value for key, value in work.config["judge"].items() if key != "kind"}
+    asked = {key: value for key, value in work.config["judge"].items() if key != "kind"}
     traffic = {**work.local["judge"], "cache": Path(work.local["judge"]["cache"])}
-    verdicts: list[Verdict] = list(ApiJudge(**judge, **traffic).compare(questions))
-    return verdicts
+    judge: Judge = ApiJudge(**asked, **traffic)
+    return judge.compare(questions)

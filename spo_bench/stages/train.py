@@ -17,14 +17,14 @@ from spo_bench.methods import get_method
 from spo_bench.models.chat import completion_ids
 from spo_bench.models.policy import add_lora, checkpoint_activations, load_policy, load_tokenizer, save_policy
 from spo_bench.spo.degrade import degraded_copies, degree_labels
-from spo_bench.spo.head import DegreeHead, bin_counts, degree_loss
+from spo_bench.spo.head import DegreeHead, add_bins, bin_counts, degree_loss
 from spo_bench.spo.settings import SpoSettings
 from spo_bench.stages.base import Work
 from spo_bench.stages.data import load_split, training_rows
 from spo_bench.stages.reference import load as load_reference
 from spo_bench.training.examples import SIDES, Copy, Example, micro_batches, stream_seed
 from spo_bench.training.forward import hidden_states, pool
-from spo_bench.training.loop import Bins, TrainSettings, fit, peak_memory, reset_peak_memory
+from spo_bench.training.loop import TrainSettings, fit, peak_memory, reset_peak_memory
 from spo_bench.training.objective import Objective, Reference
 from spo_bench.training.probe import trie_obstacle
 
@@ -146,7 +146,8 @@ def degree_accuracy(objective: Objective, examples: Sequence[Example], settings:
     if objective.head is None or objective.spo is None:
         raise StageError("degree accuracy was asked for without SPO")
     objective.model.eval()
-    bins, by_row = Bins(), []
+    bins: dict[str, list[int]] = {}
+    by_row = []
     for start in range(0, len(examples), settings.batch_size):
         part = list(examples[start : start + settings.batch_size])
         for batch in micro_batches(part, np.arange(len(part)), settings.micro_tokens, settings.packing == "trie"):
@@ -157,26 +158,22 @@ def degree_accuracy(objective: Objective, examples: Sequence[Example], settings:
             degrees, sides = (torch.from_numpy(v).to(pooled.device) for v in (batch.degrees, batch.sides))
             _, predicted = degree_loss(objective.head, pooled, degrees, lengths, sides, objective.spo)
             correct = (predicted == degrees).cpu()
-            bins.add(bin_counts(lengths, predicted == degrees))
+            add_bins(bins, bin_counts(lengths, predicted == degrees))
             counts = [len(part[place].copies) for place in batch.places]
             for place, hits in zip(batch.places, torch.split(correct, counts), strict=True):
                 by_row.append({"id": part[place].id, "correct": int(hits.sum()), "count": len(hits)})
     total = sum(row["count"] for row in by_row)
-    return {"accuracy": sum(row["correct"] for row in by_row) / total if total else None, "rows": by_row, "bins": bins.counts}
+    return {"accuracy": sum(row["correct"] for row in by_row) / total if total else None, "rows": by_row, "bins": bins}
 
 
 def summarise(
     examples: Sequence[Example], steps: Sequence[Mapping[str, Any]], settings: TrainSettings, seconds: float, device: torch.device
 ) -> dict[str, Any]:
-    """Return costs: tokens a pair as trained, as a trie and as separate sequences; seconds; peak memory in bytes."""
-    trie, separate = 0, 0
-    for item in examples:
-        trie += item.row()[0].size
-        separate += item.row(share=False)[0].size
+    """Return costs: tokens a pair as trained and as separate sequences; seconds; peak memory in bytes."""
+    separate = sum(item.row(share=False)[0].size for item in examples)
     step_seconds = sum(row["seconds"] for row in steps)
     return {
         "tokens_per_pair": sum(row["tokens"] for row in steps) / sum(row["pairs"] for row in steps),
-        "tokens_per_pair_trie": trie / len(examples),
         "tokens_per_pair_separate": separate / len(examples),
         "steps": settings.steps,
         "seconds": seconds,

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from spo_bench.errors import StageError
+from spo_bench.spo.head import add_bins
 from spo_bench.training.examples import Example, MicroBatch, micro_batches, step_rows, stream_seed
 from spo_bench.training.objective import Objective
 
@@ -107,7 +108,7 @@ def fit(
         coupled = method.batch_coupled and len(batches) > 1
         upstream = objective.whole_step_gradient(batches, rows, step, dropout) if coupled else None
         torch.manual_seed(dropout)
-        logged, bins = Sums(), Bins()
+        logged, bins = Sums(), dict[str, list[int]]()
         for batch in batches:
             sums, _, layer = objective.forward(batch)
             pairs = objective.pairs(sums, rows[batch.places], step, batch.places)
@@ -118,7 +119,7 @@ def fit(
                 degree, degree_parts, counts = objective.degree(layer, batch, step, copies)
                 loss = loss + degree
                 logged.add({**degree_parts, "weighted_degree_loss": degree.detach()})
-                bins.add(counts)
+                add_bins(bins, counts)
             loss.backward()
         grad_norm = descend(optimizer, policy_weights, learning_rate_at(settings, step), settings.clip)
         if head_optimizer is not None and objective.spo is not None:
@@ -137,7 +138,7 @@ def fit(
             "pairs": len(rows),
         }
         if head is not None:
-            row["degree_accuracy_bins"] = bins.counts
+            row["degree_accuracy_bins"] = bins
         log({**row, "seconds": time.perf_counter() - started, "peak_memory": peak_memory(device)})
     model.eval()
 
@@ -196,19 +197,6 @@ class Sums:
     def values(self) -> dict[str, float]:
         """Return the sums as numbers."""
         return {name: float(value) for name, value in self._sums.items()}
-
-
-class Bins:
-    """[correct, count] by length bin, summed over micro-batches."""
-
-    def __init__(self) -> None:
-        self.counts: dict[str, list[int]] = {}
-
-    def add(self, counts: Mapping[str, Sequence[int]]) -> None:
-        """Add counts by bin."""
-        for name, (correct, count) in counts.items():
-            old = self.counts.get(name, [0, 0])
-            self.counts[name] = [old[0] + correct, old[1] + count]
 
 
 def reset_peak_memory(device: torch.device) -> None:
