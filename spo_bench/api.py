@@ -14,7 +14,8 @@ from spo_bench.engine.collect import SCHEMA_VERSION, cell_record, write_cell
 from spo_bench.engine.local import Watcher, run_stages, unique_in_order
 from spo_bench.errors import InputError, Interrupted
 from spo_bench.files import read_json, write_json, write_jsonl
-from spo_bench.matrix.cells import Cell, Place, expand
+from spo_bench.matrix.cells import Cell, expand
+from spo_bench.matrix.evaluation import Place
 from spo_bench.matrix.load import load_spec
 from spo_bench.matrix.spec import Spec
 from spo_bench.stages.audit import check_dropped

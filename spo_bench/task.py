@@ -23,6 +23,7 @@ class Row:
         chosen: the preferred answer. In the split ``sft`` it is the demonstration.
         rejected: the other answer; empty in the split ``sft``.
         scores: a quality of chosen and rejected where the data has one.
+        more: further answers to the prompt with their quality, on the scale of ``scores``; none without ``scores``.
         domain: a tag for hold-out by domain.
         cluster: rows of one source (an article with several evaluators) share it; None: the row stands alone.
         meta: what the task needs to evaluate an answer to this prompt; JSON values only.
@@ -40,6 +41,7 @@ class Row:
     meta: Mapping[str, Any] = field(default_factory=dict)
     number: int = 0
     unusable: str | None = None
+    more: tuple[tuple[str, float], ...] = ()
 
 
 class Task:
@@ -52,6 +54,7 @@ class Task:
         controlled: True where the true reward is a known function (``true_reward``).
         metrics: extra per-prompt metrics reported for this task: "rouge_l" or "evaluate:NAME".
         judge_prompt: instructions for a judge model; slots {prompt}, {a} and {b} are filled by name.
+        goal_prompt: the sentence that asks for an answer of a certain quality; slot {goal}, a whole number from 1 to 10.
         needs_data: whether a spec must give ``data`` for this task.
         needs_rewards: whether a spec must list reward models, because they are how this task is evaluated.
     """
@@ -62,6 +65,7 @@ class Task:
     controlled: ClassVar[bool] = False
     metrics: ClassVar[tuple[str, ...]] = ()
     judge_prompt: ClassVar[str] = ""
+    goal_prompt: ClassVar[str] = "The overall score of the answer is to be {goal} on a scale from 1 to 10."
     needs_data: ClassVar[bool] = True
     needs_rewards: ClassVar[bool] = False
 

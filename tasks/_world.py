@@ -21,6 +21,9 @@ SHARES: Mapping[SplitName, int] = {"sft": 40, "train": 35, "heldout": 10, "eval"
 SIZES: Mapping[SplitName, int] = {"sft": 8000, "train": 1000, "heldout": 256, "eval": 256}
 # Pairs closer than this are drawn again: below it the order of two answers says next to nothing.
 MIN_GAP = 0.05
+# Further answers of a training row, so that lists of up to eight can be made of it, and how many are drawn at most to find as
+# many that differ.
+MORE, DRAWS = 6, 120
 
 _WORD = re.compile(r"[a-z]+")
 _SENTENCE_END = re.compile(r"[.!?:;\n]+")
@@ -65,6 +68,7 @@ class ControlledTask(Task):
     """
 
     world: ClassVar[str]
+    version: ClassVar[int] = 2  # 2: training rows carry further answers
     generator: ClassVar[int] = 1
     controlled: ClassVar[bool] = True
     needs_data: ClassVar[bool] = False
@@ -118,6 +122,7 @@ class ControlledTask(Task):
             seen.add(prompt)
             ids.add(identifier)
             misses = 0
+            more = self._more(meta, answers, {chosen, rejected}) if split == "train" else ()
             yield Row(
                 id=identifier,
                 prompt=({"role": "user", "content": prompt},),
@@ -127,6 +132,7 @@ class ControlledTask(Task):
                 domain=domain,
                 meta=meta,
                 number=len(ids),
+                more=more,
             )
 
     def _pair(self, meta: Mapping[str, Any], rng: Random) -> tuple[str, str]:
@@ -136,3 +142,19 @@ class ControlledTask(Task):
             )
             if scored[0][0] - scored[1][0] >= MIN_GAP:
                 return scored[0][1], scored[1][1]
+
+    def _more(self, meta: Mapping[str, Any], rng: Random, taken: set[str]) -> tuple[tuple[str, float], ...]:
+        """Draw further answers that differ from those taken and from each other; fewer where the world has no more of them."""
+        found: dict[str, float] = {}
+        for _ in range(DRAWS):
+            if len(found) == MORE:
+                break
+            text = self.answer(meta, rng)
+            if text not in taken:
+                found.setdefault(text, self.reward(meta, text))
+        return tuple(found.items())
+
+
+def texts() -> list[str]:
+    """Return what any world's prompts can be given besides their own words: the goals that relabelled pairs state."""
+    return [ControlledTask.goal_prompt.format(goal=goal) for goal in range(1, 11)]

@@ -17,7 +17,7 @@ from spo_bench.models.policy import load_policy, load_tokenizer
 from spo_bench.plugins import get_task
 from spo_bench.spo.head import DegreeHead
 from spo_bench.spo.settings import SpoSettings
-from spo_bench.stages.train import example
+from spo_bench.stages.examples import example
 from spo_bench.training.examples import micro_batches
 from spo_bench.training.loop import TrainSettings
 from spo_bench.training.objective import Objective, Reference

@@ -26,7 +26,7 @@ from spo_bench.spo.settings import SpoSettings
 from spo_bench.stages import registry
 from spo_bench.stages.base import Stage, Work
 from spo_bench.stages.data import training_rows
-from spo_bench.stages.train import example
+from spo_bench.stages.examples import example
 from spo_bench.store.artifacts import Store
 from spo_bench.training.examples import met_completions
 from spo_bench.training.loop import TrainSettings

@@ -20,7 +20,8 @@ from spo_bench.spo.keywords import phrases
 from spo_bench.spo.settings import SpoSettings
 from spo_bench.task import SPLITS, Row
 from tasks import controlled_dialogue, controlled_summarization
-from tasks._world import MIN_GAP, ControlledTask, listed, sentences, split_of, words
+from tasks._world import MIN_GAP, MORE, ControlledTask, listed, sentences, split_of, words
+from tasks._world import texts as goals
 
 DIALOGUE, TONE = controlled_dialogue.ControlledDialogue(), controlled_dialogue.ControlledDialogueTone()
 SUMMARY, BREVITY = controlled_summarization.ControlledSummarization(), controlled_summarization.ControlledSummarizationBrevity()
@@ -68,6 +69,16 @@ def test_the_first_rows_of_seed_zero_are_pinned():
     drawn = {world.name: "".join(row.id for row in world.load("train", 20, 0)) for world in WORLDS}
     assert {name: hashlib.sha256(ids.encode()).hexdigest()[:8] for name, ids in drawn.items()} == PINNED
     assert [world.identity()["generator"] for world in WORLDS] == [1] * 4
+
+
+@every_world
+def test_training_rows_carry_further_answers_with_their_reward(world: ControlledTask):
+    rows = world.load("train", 300, 0)
+    for row in rows:
+        texts = [row.chosen, row.rejected, *(text for text, _ in row.more)]
+        assert len(set(texts)) == 2 + MORE
+        assert all(score == world.true_reward(row, text) for text, score in row.more)
+    assert {row.more for split in ("sft", "heldout", "eval") for row in world.load(split, 20, 0)} == {()}
 
 
 @every_world
@@ -254,8 +265,8 @@ def embedded(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_vocabulary_file_is_exactly_what_the_worlds_are_made_of():
-    """Every word as the worlds write it, after a space; marks and the mask "___" with and without one."""
-    texts = [*controlled_dialogue.texts(), *controlled_summarization.texts()]
+    """Every word as the worlds and goals write it, after a space; marks, digits and the mask "___" with and without one."""
+    texts = [*controlled_dialogue.texts(), *controlled_summarization.texts(), *goals()]
     found = {piece for text in texts for piece in re.findall(r"[A-Za-z]+|[^A-Za-z\s]", text.replace("{}", ""))}
     spaced = {f"▁{piece}" for piece in {*found, "___"}}
     bare = {piece for piece in {*found, "___"} if not piece.isalpha()}
@@ -284,6 +295,16 @@ def test_every_text_and_its_degraded_copies_survive_encoding(world: ControlledTa
                 longest[kind] = max(longest[kind], len(ids))
     assert longest["prompt"] <= 60
     assert longest["answer"] <= 45
+
+
+def test_a_goal_survives_encoding_digit_by_digit(embedded: Path):
+    tokenizer = AutoTokenizer.from_pretrained(str(embedded))
+    for goal, text in enumerate(goals(), start=1):
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert tokenizer.decode(ids) == text
+        assert tokenizer.unk_token_id not in ids
+        digits = [token.lstrip("▁") for token in tokenizer.convert_ids_to_tokens(ids) if token.lstrip("▁").isdigit()]
+        assert digits == [*str(goal), "1", *"10"]
 
 
 def test_the_chat_template_renders_roles_and_an_answer_ends(embedded: Path):

@@ -81,6 +81,8 @@ def scores(paths: Mapping[str, Path], judged: Sequence[Mapping[str, Any]]) -> di
         if name.startswith("reward/"):
             by_id = {row["id"]: row["reward"] for row in read_jsonl(path / "rewards.jsonl")}
             metrics[name] = {**length, "values": [by_id[i] for i in length["ids"]], "higher_is_better": True}
+    if "goals" in paths:
+        metrics |= read_json(paths["goals"] / "scores.json")["metrics"]
     for opponent, name in WIN_RATES.items():
         by_id = {row["id"]: row["score"] for row in judged if row["opponent"] == opponent}
         if by_id:

@@ -4,33 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from spo_bench.errors import InputError
-from spo_bench.judging.api import ApiJudge
-from spo_bench.judging.api_text import check_template
-from spo_bench.matrix.identity import judge_of, method_identity, metric_content, metric_label, reward_label, slug, task_identity
+from spo_bench.matrix.axes import NONE, Point, check_point
+from spo_bench.matrix.evaluation import Evaluation, Place, on_disk
+from spo_bench.matrix.identity import additions_identity, method_identity, slug, task_identity
 from spo_bench.matrix.spec import MethodSpec, ModelSpec, Spec, TaskSpec, TrainSpec
-from spo_bench.methods import get_method
+from spo_bench.methods import get_addition, get_method
 from spo_bench.models.embedded import embedded_identity
 from spo_bench.models.numerics import Numerics
 from spo_bench.models.source import (
     EMBEDDED,
-    check_reward_model,
     layers_and_positions,
-    model_identity,
     resolve,
     tokenizer_identity,
     weights_identity,
 )
 from spo_bench.plugins import get_task
+from spo_bench.spo import settings as spo_settings
 from spo_bench.spo.settings import SpoSettings
 from spo_bench.stages.base import Stage
 from spo_bench.stages.registry import version
-from spo_bench.store.artifacts import HashCache, digest
+from spo_bench.store.artifacts import digest
 
 DATA_SEED = 0  # which rows a limit takes; never the cell's seed, so that every seed sees the same prompts
+GOALS = (1, 4, 7, 10)  # what a goal-conditioned policy is asked for, to see whether it follows
 SHARED_SEED = 0  # of what all seeds share: the embedded weights, sft, the reward model
 
 
@@ -55,16 +54,6 @@ class Cell:
     seed: int
     axes: Mapping[str, Any] = field(default_factory=dict)
     stages: Mapping[str, Stage] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a plan will run: what keys must not depend on, besides the device's type."""
-
-    device: str
-    hashes: HashCache
-    offline: bool = False
-    tasks_dirs: tuple[str, ...] = ()
 
 
 def expand(spec: Spec, place: Place) -> list[Cell]:
@@ -104,21 +93,33 @@ class ModelPlan:
         self.demonstrations = [self._data(task) for task in demonstrating]
         self.data = {task.label: self._data(task) for task in spec.tasks}
         self.policy = self._sft() if spec.sft.steps > 0 else self.start
+        self.evaluation = Evaluation(
+            spec,
+            place,
+            self.tasks,
+            self.data,
+            self.policy,
+            self.local,
+            self.numerics,
+            self.full,
+            self._forward_config(),
+            self._settings(spec.train, SHARED_SEED),
+        )
 
     def cells(self) -> Iterator[Cell]:
         """Yield the model's cells: per task and seed the SFT policy, then methods × {baseline, +SPO} × axes."""
         for task in self.spec.tasks:
             for seed in self.spec.seeds:
                 yield self._cell(task, "sft", None, seed, {}, self._sft_stages(task, seed))
-            for fraction in self.spec.data_axes.fraction:
-                axes = {} if fraction == 1 else {"fraction": fraction}
+            for point in self.spec.data_axes.points():
                 for method in self.spec.methods:
+                    self._check(method, point)
                     for seed in self.spec.seeds:
                         baseline = None
                         for spo in sorted(self.spec.spo, key=lambda variant: variant is not None):
-                            stages = self._trained_stages(task, method, spo, seed, fraction, baseline)
+                            stages = self._trained_stages(task, method, spo, seed, point, baseline)
                             baseline = stages["generate"] if spo is None else baseline
-                            yield self._cell(task, method.label, spo, seed, axes, stages)
+                            yield self._cell(task, method.label, spo, seed, point.axes(), stages)
 
     def _cell(
         self,
@@ -134,7 +135,7 @@ class ModelPlan:
             task.label,
             method,
             spo.label() if spo else "",
-            *(f"{k}={v:g}" for k, v in axes.items()),
+            *(f"{key}={value}" for key, value in axes.items()),
             f"s{seed}",
         ]
         return Cell(slug(names), self.model.label, task.label, method, spo, seed, axes, stages)
@@ -178,10 +179,6 @@ class ModelPlan:
                 rule = f"the model has hidden states 0 (the embeddings) to {layers}, or -1 to {-layers - 1} from the end"
                 raise InputError(f"spo layer {spo.layer} for '{name}'", rule, "choose one of these")
 
-    def _on_disk(self, directory: Path) -> Stage:
-        """Return the stage of a model that is only read: weights and tokenizer are both what it is."""
-        return Stage("model", version("model"), model_identity(directory, self.place.hashes), local={"directory": str(directory)})
-
     def _data(self, task: TaskSpec) -> Stage:
         config = {
             "task": task_identity(self.tasks[task.label]),
@@ -193,6 +190,33 @@ class ModelPlan:
 
     def _task_local(self, task: TaskSpec) -> dict[str, Any]:
         return {"task": task.name, "data": task.data, "tasks_dirs": list(self.place.tasks_dirs), "max_dropped": task.max_dropped}
+
+    def _view(self, task: TaskSpec, point: Point) -> Stage:
+        """Return the data a cell is trained and evaluated on: the task's own, or what the data axes make of it."""
+        plain, changed = self.data[task.label], point.axes().keys() - {"fraction", "regime"}
+        if not changed:
+            return plain
+        inputs, relabel, answers = {"data": plain, "model": self.tokenizer}, None, None
+        if "relabel" in changed:
+            kind, _, name = point.relabel.scores.partition(":")
+            relabel = {"name": point.relabel.name, "scores": kind, "goal": point.relabel.goal}
+            if kind == "reward":
+                inputs["reward_model"] = self.evaluation.reward_model(task, name)
+            elif kind == "implicit":
+                labeller = self._train(task, MethodSpec.model_validate("dpo"), None, SHARED_SEED, Point(), plain)
+                inputs |= {"labeller": labeller, "base": self.policy, "reference": self._reference(plain)}
+        if "list_size" in changed:
+            answers = {"size": point.list_size.size, "source": point.list_size.source, "version": spo_settings.VERSION}
+        config = {
+            "label_flip": point.label_flip,
+            "holdout": list(point.holdout),
+            "relabel": relabel,
+            "list": answers,
+            "goals": list(GOALS) if relabel else [],
+            "seed": DATA_SEED,
+            **self._forward_config(),
+        }
+        return Stage("rows", version("rows"), config, inputs, {**self.local, **self._task_local(task)})
 
     def _sft(self) -> Stage:
         sft = self.spec.sft
@@ -224,148 +248,124 @@ class ModelPlan:
             "numerics": self.numerics,
         }
 
-    def _reference(self, task: TaskSpec) -> Stage:
-        inputs = {"policy": self.policy, "data": self.data[task.label]}
+    def _reference(self, data: Stage) -> Stage:
+        inputs = {"policy": self.policy, "data": data}
         return Stage("reference", version("reference"), self._forward_config(), inputs, self.local)
 
     # A cell's own.
 
-    def _sft_stages(self, task: TaskSpec, seed: int) -> dict[str, Stage]:
-        generate = self._generate(task, self.policy, seed)
-        stages = {"data": self.data[task.label], "sft": self.policy, "generate": generate}
-        stages["score"] = self._score(task, generate, None, None)
-        return stages | self._rewards(task, generate) | self._judgments(task, generate, {"chosen": None})
-
-    def _trained_stages(
-        self, task: TaskSpec, method: MethodSpec, spo: SpoSettings | None, seed: int, fraction: float, baseline: Stage | None
-    ) -> dict[str, Stage]:
-        train = self._train(task, method, spo, seed, fraction)
-        generate = self._generate(task, train, seed)
-        opponents: dict[str, Stage | None] = {"sft": self._generate(task, self.policy, seed), "chosen": None}
-        if spo is not None and baseline is not None:
-            opponents["baseline"] = baseline
-        stages = {
-            "data": self.data[task.label],
-            "sft": self.policy,
-            "reference": self._reference(task),
-            "train": train,
-            "generate": generate,
-        }
-        stages["score"] = self._score(task, generate, train, method)
-        return stages | self._rewards(task, generate) | self._judgments(task, generate, opponents)
-
-    def _train(self, task: TaskSpec, method: MethodSpec, spo: SpoSettings | None, seed: int, fraction: float) -> Stage:
-        declaration = get_method(method.name)
-        train = self.spec.train.model_copy(update=method.train)
-        settings = self._settings(train, seed)
-        if declaration.needs_kl and train.batch_size < 2:
-            raise InputError(
-                f"method '{method.name}' with batch_size {train.batch_size}",
+    def _check(self, method: MethodSpec, point: Point) -> None:
+        """Refuse what makes no sense together, before anything is made."""
+        check_point(point)
+        declaration, train = get_method(method.name), self.spec.train.model_copy(update=method.train)
+        added = {one.name: one.settings for one in method.plus}
+        on_policy = [spo.label() for spo in self.spec.spo if spo is not None and spo.text == "on_policy"]
+        where = f"method '{method.label}'"
+        regime = point.regime.shown()
+        rules = [
+            (
+                declaration.needs_kl and train.batch_size < 2,
+                f"{where} with batch_size {train.batch_size}",
                 "it pairs each prompt with another one's answer",
                 "set batch_size to at least 2",
-            )
+            ),
+            (
+                train.lora is not None and added.get("ref_sync", {}).get("mixup", 1) < 1,
+                f"{where} with an adapter and mixup below 1",
+                "a mixture of low-rank factors is not the mixture of the weights",
+                "set mixup to 1, or train the full weights",
+            ),
+            (
+                point.regime.refresh > 0 and "ref_sync" in added,
+                f"{where} in regime {regime}",
+                "both replace the reference",
+                "leave +ref_sync or refresh out",
+            ),
+            (
+                point.regime.name != "offline" and bool(on_policy),
+                f"{', '.join(on_policy)} in regime {regime}",
+                "there the pairs are the policy's own answers already",
+                "set text: dataset",
+            ),
+        ]
+        for broken, given, rule, remedy in rules:
+            if broken:
+                raise InputError(given, rule, remedy)
+
+    def _sft_stages(self, task: TaskSpec, seed: int) -> dict[str, Stage]:
+        data, evaluation = self.data[task.label], self.evaluation
+        generate = self._generate(data, self.policy, seed)
+        stages = {"data": data, "sft": self.policy, "generate": generate}
+        stages["score"] = evaluation.score(task, data, generate, None, None, None)
+        return stages | evaluation.rewards(task, generate) | evaluation.judgments(task, data, generate, {"chosen": None})
+
+    def _trained_stages(
+        self, task: TaskSpec, method: MethodSpec, spo: SpoSettings | None, seed: int, point: Point, baseline: Stage | None
+    ) -> dict[str, Stage]:
+        data, evaluation = self._view(task, point), self.evaluation
+        reference, train = self._reference(data), self._train(task, method, spo, seed, point, data)
+        generate = self._generate(data, train, seed)
+        opponents: dict[str, Stage | None] = {"sft": self._generate(self.data[task.label], self.policy, seed), "chosen": None}
+        if spo is not None and baseline is not None:
+            opponents["baseline"] = baseline
+        stages = {"data": self.data[task.label], "sft": self.policy, "reference": reference, "train": train, "generate": generate}
+        stages |= {"rows": data} if data is not self.data[task.label] else {}
+        stages["score"] = evaluation.score(task, data, generate, train, method, reference)
+        if point.relabel.name != NONE:
+            asked = {goal: self._generate(data, train, seed, f"eval@{goal}") for goal in GOALS if goal != point.relabel.goal}
+            stages |= evaluation.goals(task, data, {**asked, point.relabel.goal: generate})
+        return stages | evaluation.rewards(task, generate) | evaluation.judgments(task, data, generate, opponents)
+
+    def _train(self, task: TaskSpec, method: MethodSpec, spo: SpoSettings | None, seed: int, point: Point, data: Stage) -> Stage:
+        declaration, train = get_method(method.name), self.spec.train.model_copy(update=method.train)
+        settings = self._settings(train, seed)
+        rows: dict[str, Any] = {"settings": settings, "fraction": point.fraction}
+        rows |= {"equal_steps": True} if point.fraction < 1 and self.spec.data_axes.equal == "steps" else {}
         config = {
+            **rows,
             "method": method_identity(method),
             "spo": {"settings": spo.model_dump(mode="json"), "version": spo.identity()["version"]} if spo else None,
-            "settings": settings,
-            "fraction": fraction,
             "lora": train.lora.model_dump(mode="json") if train.lora else None,
             "gradient_checkpointing": train.gradient_checkpointing,
             "numerics": self.numerics,
         }
-        data = self.data[task.label]
-        inputs = {"policy": self.policy, "data": data, "reference": self._reference(task)}
+        config |= {"additions": additions_identity(method)} if method.plus else {}
+        inputs, local = {"policy": self.policy, "data": data}, self.local
+        if point.regime.name != "offline":
+            label, needed, local = self.evaluation.labeller(task, point.regime.labeller)
+            regime = {key: value for key, value in dict(point.regime).items() if key not in ("labeller", "models")}
+            config |= {"regime": regime, "labeller": label, "generate": self.spec.generate.model_dump(mode="json")}
+            others = {f"model:{place}": self._others(task, name) for place, name in enumerate(point.regime.models)}
+            return Stage("train", version("train"), config, inputs | needed | others, local)
+        inputs["reference"] = self._reference(data)
         if declaration.needs_kl:
-            matched = {"settings": settings, "fraction": fraction, "numerics": self.numerics}
+            matched = {**rows, "numerics": self.numerics}
             inputs["mismatched"] = Stage(
                 "mismatched", version("mismatched"), matched, {"policy": self.policy, "data": data}, self.local
             )
+        if any(get_addition(one.name).needs_explored for one in method.plus):
+            inputs["greedy"] = self._generate(data, self.policy, SHARED_SEED, "train", greedy=True)
+            seen = {"policy": self.policy, "data": data, "samples": inputs["greedy"]}
+            inputs["explored"] = Stage("explored", version("explored"), self._forward_config(), seen, self.local)
         if spo is not None and spo.text == "on_policy":
-            inputs["samples"] = self._generate(task, self.policy, SHARED_SEED, split="train")
-        return Stage("train", version("train"), config, inputs, self.local)
+            inputs["samples"] = self._generate(data, self.policy, SHARED_SEED, "train")
+        return Stage("train", version("train"), config, inputs, local)
 
-    def _generate(self, task: TaskSpec, policy: Stage, seed: int, split: str = "eval") -> Stage:
+    def _generate(self, data: Stage, policy: Stage, seed: int, split: str = "eval", greedy: bool = False) -> Stage:
         # Token by token, weights are read once a token: they are held in the type they are computed in.
         numerics = {**self.numerics, "held": self.numerics["dtype"]}
-        config = {"settings": self.spec.generate.model_dump(mode="json"), "seed": seed, "split": split, "numerics": numerics}
-        inputs = {"policy": policy, "base": self.policy, "data": self.data[task.label]}
-        return Stage("generate", version("generate"), config, inputs, self.local)
+        settings = self.spec.generate.model_dump(mode="json") | ({"temperature": 0.0} if greedy else {})
+        config = {"settings": settings, "seed": seed, "split": split, "numerics": numerics}
+        return Stage("generate", version("generate"), config, {"policy": policy, "base": self.policy, "data": data}, self.local)
 
-    def _score(self, task: TaskSpec, samples: Stage, train: Stage | None, method: MethodSpec | None) -> Stage:
-        metrics = {metric_label(name): name for name in (*self.tasks[task.label].metrics, *task.metrics)}
-        config = {
-            "metrics": {label: metric_content(name) for label, name in metrics.items()},
-            "method": method_identity(method) if method else None,
-            "task": task_identity(self.tasks[task.label]),
-            **self._forward_config(),
-        }
-        inputs = {"samples": samples, "data": self.data[task.label], "base": self.policy}
-        if train is not None:
-            inputs |= {"policy": train, "reference": self._reference(task)}
-        return Stage("score", version("score"), config, inputs, {**self.local, **self._task_local(task), "metrics": metrics})
-
-    def _reward_model(self, task: TaskSpec, name: str) -> Stage:
-        if name != "trained":
-            directory = resolve(name, None, self.place.offline)
-            check_reward_model(directory)
-            return self._on_disk(directory)
-        wanted = self.spec.reward_training
-        settings = self._settings(self.spec.train, SHARED_SEED) | wanted.model_dump(mode="json")
-        config = {
-            "settings": settings,
-            "gradient_checkpointing": self.spec.train.gradient_checkpointing,
-            "max_length": self._judged_length(),
-            "numerics": self.full,
-        }
-        inputs = {"policy": self.policy, "data": self.data[task.label]}
-        return Stage("reward_model", version("reward_model"), config, inputs, self.local)
-
-    def _judged_length(self) -> int:
-        """Return the most tokens a prompt with an answer has: the data's limit and a generated answer."""
-        return self.spec.train.max_length + self.spec.generate.max_new_tokens
-
-    def _reward(self, task: TaskSpec, name: str, samples: Stage | None) -> Stage:
-        config = {"max_length": self._judged_length(), "numerics": self.numerics, "of": "samples" if samples else "chosen"}
-        inputs = {"reward_model": self._reward_model(task, name), "data": self.data[task.label]}
-        # Trust in the policy's own code is no trust in a reward model's.
-        local = self.local if name == "trained" else {**self.local, "trust_remote_code": False}
-        return Stage("reward", version("reward"), config, inputs | ({"samples": samples} if samples else {}), local)
-
-    def _rewards(self, task: TaskSpec, samples: Stage) -> dict[str, Stage]:
-        return {f"reward/{reward_label(name)}": self._reward(task, name, samples) for name in self.spec.rewards}
-
-    def _judgments(self, task: TaskSpec, samples: Stage, opponents: Mapping[str, Stage | None]) -> dict[str, Stage]:
-        """Return a judge stage an opponent (None: the data's chosen answers), none where the spec has no judge."""
-        kind, target = judge_of(self.spec, self.tasks[task.label])
-        if kind is None:
-            return {}
-        judge: dict[str, Any] = {"kind": kind}
-        shared: dict[str, Stage] = {"data": self.data[task.label], "samples": samples}
-        local = {**self.local, **self._task_local(task)}
-        if kind == "gold":
-            judge["task"] = task_identity(self.tasks[task.label])
-        elif kind == "openai" and self.spec.judge is not None:
-            wanted = self.spec.judge.model_dump(mode="json", exclude={"backend"})
-            numbers = ("model", "base_url", "max_tokens", "temperature")
-            judge |= {"template": self.tasks[task.label].judge_prompt, **{key: wanted[key] for key in numbers}}
-            # One purse for the whole run, and replies that outlive a stage that fails.
-            traffic = {key: value for key, value in wanted.items() if key not in numbers}
-            local["judge"] = {**traffic, "cache": str(self.place.hashes.root / "judge.sqlite"), "budget": self.spec.name}
-            ApiJudge(**{key: value for key, value in judge.items() if key != "kind"}, **traffic)  # refuses what cannot work
-        elif kind == "reward":
-            shared["own_rewards"] = self._reward(task, target, samples)
-        else:
-            directory = resolve(target, None, self.place.offline)
-            template = self.tasks[task.label].judge_prompt
-            check_template(template)
-            judge |= {"template": template, "max_length": min(4096, layers_and_positions(directory)[1] or 4096)}
-            shared["judge_model"] = self._on_disk(directory)
-            local |= {"trust_remote_code": False, "judge_name": target}
-        stages = {}
-        for name, opponent in opponents.items():
-            inputs = shared | ({"opponent": opponent} if opponent else {})
-            if kind == "reward":
-                inputs["opponent_rewards"] = self._reward(task, target, opponent)
-            config = {"judge": judge, "opponent": name, "numerics": self.numerics}
-            stages[f"judge/{name}"] = Stage("judge", version("judge"), config, inputs, local)
-        return stages
+    def _others(self, task: TaskSpec, name: str) -> Stage:
+        """Return another model's answers to the training prompts, in its own tokens and by its own template."""
+        directory = resolve(name, None, self.place.offline)
+        model = on_disk(directory, self.place)
+        own = self.data[task.label]
+        data = Stage("data", own.version, own.config, {"model": model}, {**own.local, "trust_remote_code": False})
+        numerics = {**self.numerics, "held": self.numerics["dtype"]}
+        settings = self.spec.generate.model_dump(mode="json")
+        config = {"settings": settings, "seed": SHARED_SEED, "split": "train", "numerics": numerics}
+        inputs = {"policy": model, "base": model, "data": data}
+        return Stage("generate", version("generate"), config, inputs, {**self.local, "trust_remote_code": False})

@@ -12,7 +12,7 @@ from typing import Any
 from spo_bench.errors import InputError
 from spo_bench.files import file_hash
 from spo_bench.matrix.spec import MethodSpec, Spec
-from spo_bench.methods import get_method
+from spo_bench.methods import get_addition, get_method
 from spo_bench.plugins import built_in_folder
 from spo_bench.store.artifacts import digest
 from spo_bench.task import Task
@@ -29,6 +29,11 @@ def task_identity(task: Task) -> dict[str, Any]:
 def method_identity(method: MethodSpec) -> dict[str, Any]:
     """Return what a method is: name, version of its loss, all hyperparameters."""
     return {"name": method.name, "version": get_method(method.name).version, "hyperparameters": dict(method.hyperparameters)}
+
+
+def additions_identity(method: MethodSpec) -> dict[str, Any]:
+    """Return what is added to a method: name -> version and all settings."""
+    return {one.name: {"version": get_addition(one.name).version, "settings": dict(one.settings)} for one in method.plus}
 
 
 def metric_label(name: str) -> str:

@@ -10,7 +10,6 @@ from pydantic import (
     ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
-    field_validator,
     model_serializer,
     model_validator,
 )
@@ -181,15 +180,3 @@ class JudgeSpec(Section):
 
     def __str__(self) -> str:
         return self.backend if self.model is None else f"{self.backend}:{self.model}"
-
-
-class DataAxes(Section):
-    """Changes of the training data that the matrix is crossed with."""
-
-    fraction: Annotated[tuple[Rate, ...], Field(min_length=1)] = Field((1.0,), description="shares of the training pairs; nested")
-
-    @field_validator("fraction")
-    @classmethod
-    def _fractions_once(cls, fractions: tuple[float, ...]) -> tuple[float, ...]:
-        once(fractions, [f"{value:g}" for value in fractions], "list each fraction once")
-        return fractions

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Self
 
 from pydantic import (
     Field,
-    ValidationError,
     ValidationInfo,
     field_serializer,
     field_validator,
-    model_serializer,
     model_validator,
 )
 
-from spo_bench.errors import InputError, suggestion
-from spo_bench.matrix.faults import as_input_error, brief, fault, from_input_error
+from spo_bench.errors import InputError
+from spo_bench.matrix.axes import DataAxes
+from spo_bench.matrix.faults import brief, fault, from_input_error
+from spo_bench.matrix.method_spec import AdditionSpec, MethodSpec, label_methods, named
 from spo_bench.matrix.sections import (
     Count,
-    DataAxes,
     Dtype,
     Flag,
     GenerateSpec,
@@ -35,7 +35,7 @@ from spo_bench.matrix.sections import (
     TrainSpec,
     once,
 )
-from spo_bench.methods import SFT, resolve
+from spo_bench.methods import SFT
 from spo_bench.models.source import EMBEDDED
 from spo_bench.plugins import TaskPlugin, check_data, find_tasks, unknown_task
 from spo_bench.spo.settings import SpoSettings
@@ -43,6 +43,7 @@ from spo_bench.spo.settings import SpoSettings
 TRAINED = "trained"  # the reward model that is trained inside the matrix
 __all__ = [
     "TRAINED",
+    "AdditionSpec",
     "DataAxes",
     "GenerateSpec",
     "JudgeSpec",
@@ -55,11 +56,6 @@ __all__ = [
     "TaskSpec",
     "TrainSpec",
 ]
-
-
-def _named(value: Any, key: str) -> Any:
-    """Return a mapping for an entry that was given as its name alone."""
-    return {key: value} if isinstance(value, str) else dict(value) if isinstance(value, Mapping) else value
 
 
 class ModelSpec(Section):
@@ -75,7 +71,7 @@ class ModelSpec(Section):
     @model_validator(mode="before")
     @classmethod
     def _short_form(cls, value: Any) -> Any:
-        value = _named(value, "path")
+        value = named(value, "path")
         if isinstance(value, dict) and isinstance(path := value.get("path"), str):
             local = path.startswith((".", "~")) or Path(path).is_absolute()
             value.setdefault("label", Path(path).name if local else path)
@@ -122,7 +118,7 @@ class TaskSpec(Section):
     @model_validator(mode="before")
     @classmethod
     def _short_form(cls, value: Any) -> Any:
-        value = _named(value, "name")
+        value = named(value, "name")
         if isinstance(value, dict) and isinstance(value.get("name"), str):
             value.setdefault("label", value["name"])
         return value
@@ -144,81 +140,6 @@ class TaskSpec(Section):
         except InputError as error:
             raise from_input_error(error) from error
         return self
-
-
-# What a method may set for itself. Everything else decides what all methods share: the rows, the reference, the numbers' type.
-PER_METHOD = ("learning_rate", "epochs", "max_steps", "batch_size", "warmup", "schedule", "weight_decay", "clip")
-
-
-class MethodSpec(Section):
-    """A method with all its hyperparameters, and what its training does differently."""
-
-    name: Text = Field(description="name of a method (`spo-bench methods`)")
-    hyperparameters: dict[str, Any] = Field(description="all of them; written beside the name, defaults filled in")
-    train: dict[str, Any] = Field({}, description=f"what it replaces in the section train: {', '.join(PER_METHOD)}")
-    label: str = Field(
-        "", description="name in tables and for --method; default: the name, and what tells entries of one name apart"
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _flat_form(cls, value: Any) -> Any:
-        value = _named(value, "name")
-        if not isinstance(value, dict) or not isinstance(name := value.get("name"), str):
-            return value
-        if name == SFT:
-            raise fault(
-                "'sft' listed as a method",
-                "the SFT policy is always a row of its own, because every method is compared with it",
-                "leave it out",
-            )
-        own = {key: value[key] for key in ("name", "train", "label") if key in value}
-        try:
-            return {**own, "hyperparameters": resolve(name, {str(k): v for k, v in value.items() if k not in own})}
-        except InputError as error:
-            raise from_input_error(error) from error
-
-    @field_validator("train", mode="before")
-    @classmethod
-    def _own_training(cls, given: Any) -> dict[str, Any]:
-        if not isinstance(given, Mapping):
-            raise fault(
-                f"given {brief(given)}", "a mapping of keys of the section train", f"for example train: {{{PER_METHOD[0]}: 1e-6}}"
-            )
-        for key in given:
-            if key in TrainSpec.model_fields and key not in PER_METHOD:
-                rule = "methods share rows, reference and numerics; one may set " + ", ".join(PER_METHOD)
-                raise fault(f"'{key}' for one method", rule, "set it in the section train")
-            if key not in PER_METHOD:
-                raise fault(f"unknown key '{key}'", "only keys of the section train are known", suggestion(str(key), PER_METHOD))
-        try:
-            checked = TrainSpec.model_validate(given)
-        except ValidationError as error:
-            raise from_input_error(as_input_error(error, TrainSpec, lambda path: "of this method")) from error
-        own = {key: getattr(checked, key) for key in given}
-        # Its own number of epochs sets aside a number of steps meant for all.
-        return {**own, "max_steps": None} if "epochs" in own and "max_steps" not in own else own
-
-    @model_serializer
-    def _as_written(self) -> dict[str, Any]:
-        train = {"train": dict(self.train)} if self.train else {}
-        return {"name": self.name, **self.hyperparameters, **train, "label": self.label}
-
-
-def label_methods(entries: Sequence[MethodSpec]) -> tuple[MethodSpec, ...]:
-    """Give every entry without a label its method's name, with the values that differ from the default where they tell
-    entries of one name apart.
-    """
-    labelled = []
-    for entry in entries:
-        settings = [{**other.hyperparameters, **other.train} for other in entries if other.name == entry.name]
-        default, own = resolve(entry.name), {**entry.hyperparameters, **entry.train}
-        telling = [key for key in own if any(other.get(key) != own[key] for other in settings) and own[key] != default.get(key)]
-        shown = ", ".join(f"{key}={own[key]:g}" if isinstance(own[key], float) else f"{key}={own[key]}" for key in telling)
-        labelled.append(
-            entry if entry.label else entry.model_copy(update={"label": f"{entry.name}({shown})" if shown else entry.name})
-        )
-    return tuple(labelled)
 
 
 class Spec(Section):
@@ -258,9 +179,9 @@ class Spec(Section):
                 raise fault(
                     f"item {place} is {brief(item)}",
                     "each item is false, true, or a mapping of SPO settings",
-                    "for example spo: [false, true]",
+                    "for example spo: [false, true]; a setting with a list of values is one variant a value",
                 )
-        return [None if item is False else {} if item is True else item for item in value]
+        return [one for item in value for one in (_swept(item) if isinstance(item, Mapping) else [_spo_form(item)])]
 
     @field_serializer("spo")
     def _spo_as_written(self, spo: tuple[SpoSettings | None, ...]) -> list[Any]:
@@ -348,9 +269,10 @@ class Spec(Section):
 
     def _row_names(self) -> list[str]:
         """Return the names of the rows that stand under one model in the tables."""
-        fractions = ["" if value == 1 else f" (fraction={value})" for value in self.data_axes.fraction]
+        shown = [", ".join(f"{key}={value}" for key, value in sorted(point.axes().items())) for point in self.data_axes.points()]
+        points = [f" ({axes})" if axes else "" for axes in shown]
         variants = ["" if item is None else f" {item.label()}" for item in self.spo]
-        return [SFT, *(f"{entry.label}{at}{spo}" for entry in self.methods for at in fractions for spo in variants)]
+        return [SFT, *(f"{entry.label}{at}{spo}" for entry in self.methods for at in points for spo in variants)]
 
     @property
     def trains_reward_model(self) -> bool:
@@ -358,6 +280,16 @@ class Spec(Section):
         return TRAINED in self.rewards or (
             self.judge is not None and self.judge.backend == "reward" and self.judge.model == TRAINED
         )
+
+
+def _spo_form(item: Any) -> Any:
+    return None if item is False else {} if item is True else item
+
+
+def _swept(item: Mapping[Any, Any]) -> list[dict[Any, Any]]:
+    """Return every combination of a variant's settings, where a setting is given as a list of values."""
+    lists = [value if isinstance(value, list | tuple) and key != "fractions" else [value] for key, value in item.items()]
+    return [dict(zip(item, values, strict=True)) for values in product(*lists)]
 
 
 def _is_spo(item: Any) -> bool:

@@ -6,12 +6,15 @@ reference, u = s - r, |y| = number of completion tokens; the suffixes w and l me
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:  # declarations are read by commands that never compute a loss, and torch takes seconds to import
     from torch import Tensor
+
+
+Hyperparameters = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,11 @@ class Pairs:
         chosen_length, rejected_length: completion token counts.
         kl: log-ratio u of mismatched pairs (a prompt with another prompt's completion), any length, without gradient;
             only for methods that declare ``needs_kl``.
+        chosen_score, rejected_score: the data's quality of the answers; only for methods that declare ``needs_scores``.
+        chosen_collision, rejected_collision: sum over a completion's tokens of log sum_v p(v)^2 under the policy, nats,
+            without gradient; only for methods that declare ``needs_collision``.
+        running: the method's running statistics, this batch included; only for methods that declare ``running``.
+        seed: of the draws a loss makes.
     """
 
     policy_chosen: Tensor
@@ -33,6 +41,12 @@ class Pairs:
     chosen_length: Tensor
     rejected_length: Tensor
     kl: Tensor | None = None
+    chosen_score: Tensor | None = None
+    rejected_score: Tensor | None = None
+    chosen_collision: Tensor | None = None
+    rejected_collision: Tensor | None = None
+    running: Mapping[str, Tensor] | None = None
+    seed: int = 0
 
     def log_ratios(self) -> tuple[Tensor, Tensor]:
         """Return (u_w, u_l), each of shape (batch,)."""
@@ -43,6 +57,50 @@ class Pairs:
     def means(self) -> tuple[Tensor, Tensor]:
         """Return the per-token means (s_w/|y_w|, s_l/|y_l|), each of shape (batch,)."""
         return self.policy_chosen / self.chosen_length, self.policy_rejected / self.rejected_length
+
+    def scores(self) -> tuple[Tensor, Tensor]:
+        """Return the data's quality of (chosen, rejected), each of shape (batch,)."""
+        if self.chosen_score is None or self.rejected_score is None:
+            raise ValueError("this loss needs the data's scores of both answers, none were given")
+        return self.chosen_score, self.rejected_score
+
+
+@dataclass(frozen=True)
+class Lists:
+    """What a listwise loss sees: n answers a prompt, best first. Every tensor has shape (batch, n), floating point.
+
+    Attributes:
+        policy: summed completion log-probabilities under the policy, nats.
+        reference: the same under the frozen reference; None for a reference-free use.
+        lengths: completion token counts.
+        scores: the data's quality of every answer, falling along a row; None where only an order is known (n = 2).
+        collisions: as in ``Pairs``.
+        explored: log-ratio s - r of the reference's own greedy answer, (batch,); only where an addition needs it.
+        kl, seed: as in ``Pairs``.
+    """
+
+    policy: Tensor
+    reference: Tensor | None
+    lengths: Tensor
+    scores: Tensor | None = None
+    collisions: Tensor | None = None
+    explored: Tensor | None = None
+    kl: Tensor | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Running:
+    """Statistics a loss carries from step to step.
+
+    Attributes:
+        start: name -> value before the first step.
+        update: (pairs of a whole step, hyperparameters, statistics before) -> statistics with this step counted, scalar tensors
+            without gradient. Called once an optimizer step, before the loss.
+    """
+
+    start: Mapping[str, float]
+    update: Callable[[Pairs, Hyperparameters, Mapping[str, Tensor]], dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -77,9 +135,6 @@ class Default:
         return f"{kind} {limits}".rstrip()
 
 
-Hyperparameters = Mapping[str, Any]
-
-
 @dataclass(frozen=True)
 class Method:
     """The declaration of a preference loss.
@@ -89,11 +144,17 @@ class Method:
         loss: (pairs, hyperparameters) -> per-pair loss of shape (batch,), no reduction.
         rewards: (pairs, hyperparameters) -> the method's own implicit rewards (chosen, rejected), each (batch,).
         version: raise it whenever the loss changes: it is part of every training key.
-        data: "paired" (two answers of one prompt are compared), "unpaired" (answers are labelled one by one).
+        data: "paired" (two answers of one prompt are compared), "unpaired" (answers are labelled one by one), "listwise" (the
+            answers of a prompt are ranked together).
         needs_reference: whether the loss reads reference log-probabilities.
         needs_kl: whether it reads ``Pairs.kl``.
+        needs_scores: whether it reads the data's scores.
+        needs_collision: whether it reads ``Pairs.chosen_collision`` and ``rejected_collision``.
         reduction: "sum" or "mean" over the tokens of a completion.
         batch_coupled: whether one pair's loss depends on the other pairs of the batch.
+        running: statistics it carries from step to step; such a method is batch-coupled.
+        list_loss: the loss of lists of any length, (batch,); None: a longer list is all its pairs, each list counting once.
+        likelihood: whether the loss holds a likelihood term of the chosen answer already.
         defaults: hyperparameter -> default with source.
         at_start: hyperparameters -> the loss when policy and reference agree, where that is a constant; else None.
         check: raises ValueError for hyperparameter values that make no sense together (``Default`` bounds each alone).
@@ -104,17 +165,47 @@ class Method:
     loss: Callable[[Pairs, Hyperparameters], Tensor]
     rewards: Callable[[Pairs, Hyperparameters], tuple[Tensor, Tensor]]
     version: int
-    data: Literal["paired", "unpaired"]
+    data: Literal["paired", "unpaired", "listwise"]
     needs_reference: bool
     reduction: Literal["sum", "mean"]
     defaults: Mapping[str, Default]
     formula: str
     reference: str
     needs_kl: bool = False
+    needs_scores: bool = False
+    needs_collision: bool = False
     batch_coupled: bool = False
+    running: Running | None = None
+    list_loss: Callable[[Lists, Hyperparameters], Tensor] | None = None
+    likelihood: bool = False
     at_start: Callable[[Hyperparameters], float] | None = None
     check: Callable[[Hyperparameters], None] | None = None
     traps: tuple[str, ...] = field(default_factory=tuple)
+
+
+@dataclass(frozen=True)
+class Addition:
+    """Something that is added to a method's training: a term of the loss, or what happens to the reference.
+
+    Attributes:
+        name: as written in a spec, without the plus sign.
+        version: raise it whenever what it does changes: it is part of every training key.
+        defaults: setting -> default with source.
+        term: (lists, own settings, method's hyperparameters) -> what is added to every row's loss, (batch,); None: it adds none.
+        refuses: (method, names of the other additions) -> why the combination makes no sense, None where it does.
+        needs_explored: whether the term reads ``Lists.explored``.
+        formula, reference, traps: shown by ``spo-bench methods show``.
+    """
+
+    name: str
+    version: int
+    defaults: Mapping[str, Default]
+    formula: str
+    reference: str
+    term: Callable[[Lists, Hyperparameters, Hyperparameters], Tensor] | None = None
+    refuses: Callable[[Method, Collection[str]], str | None] = lambda method, others: None
+    needs_explored: bool = False
+    traps: tuple[str, ...] = ()
 
 
 def log_sigmoid(z: Tensor) -> Tensor:
@@ -122,6 +213,12 @@ def log_sigmoid(z: Tensor) -> Tensor:
     from torch.nn import functional
 
     return functional.logsigmoid(z)
+
+
+def mean_rewards(pairs: Pairs, hyper: Hyperparameters) -> tuple[Tensor, Tensor]:
+    """Return beta times the per-token means, the implicit rewards of length-normalised reference-free methods."""
+    chosen, rejected = pairs.means()
+    return hyper["beta"] * chosen, hyper["beta"] * rejected
 
 
 def log_ratio_rewards(pairs: Pairs, hyper: Hyperparameters) -> tuple[Tensor, Tensor]:

@@ -42,6 +42,7 @@ METHOD = Method(
     data="paired",
     needs_reference=False,
     reduction="mean",
+    likelihood=True,
     defaults={"lam": Default(0.1, "TRL's ORPOConfig, there called beta", above=0)},
     formula="-s_w/|y_w| - lam * log sigmoid(o_w - o_l), o = log(p / (1 - p)), p = exp(s/|y|)",
     reference="Hong et al. 2024, arXiv 2403.07691",

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from spo_bench.errors import InputError
-from spo_bench.methods.base import Pairs
+from spo_bench.errors import InputError, unknown
+from spo_bench.methods.base import Method, Pairs
+from spo_bench.methods.lists import started
 from spo_bench.methods.registry import get_method, resolve
 
 if TYPE_CHECKING:
@@ -30,55 +32,79 @@ def pair_loss(
         policy_chosen, policy_rejected: summed completion log-probabilities under the policy, nats, (batch,), floating point.
         reference_chosen, reference_rejected: the same under the reference; None for methods that need none.
         chosen_length, rejected_length: completion token counts, (batch,), at least 1.
-        hyperparameters: the method's own; the rest keep their defaults. A method that compares with the log-ratio of
-            mismatched pairs (kto) also takes ``z0``, that mean in nats: by default 0, its value where policy and reference agree.
+        hyperparameters: the method's own; the rest keep their defaults. Some methods read more of a pair, given here too:
+            ``z0`` (kto), the mean log-ratio of mismatched pairs in nats, by default 0, its value where policy and reference
+            agree; ``chosen_score`` and ``rejected_score`` (margin_dpo, neural_ndcg), the data's quality of the answers, (batch,);
+            ``chosen_collision`` and ``rejected_collision`` (wpo), the sums over a completion of log sum_v p(v)^2 under the
+            policy, nats, (batch,).
 
-    Raises InputError for an unknown name or hyperparameter, for shapes that differ, and for a reference that is missing.
+    A batch-coupled method takes the batch for the whole of the first step.
+
+    Raises InputError for an unknown name or hyperparameter, for shapes that differ, and for an input that is missing.
     """
-    import torch
-
     method = get_method(name)
+    read = [
+        *(SCORES if method.needs_scores or method.data == "listwise" else ()),
+        *(COLLISIONS if method.needs_collision else ()),
+    ]
+    more = {key: hyperparameters.pop(key) for key in read if hyperparameters.get(key) is not None}
     z0 = hyperparameters.pop("z0", 0.0) if method.needs_kl else 0.0
+    missing = [key for key in read if key not in more]
+    if missing and (method.needs_scores or method.needs_collision or len(missing) < len(read)):
+        raise InputError(
+            f"{name} without {' and '.join(missing)}", f"{name} reads {' and '.join(read)} of every pair", "give both as (batch,)"
+        )
+    for key in hyperparameters:
+        if key not in method.defaults:
+            raise unknown("hyperparameter", key, [*method.defaults, *read], where=f"method {name}")
     hyper = resolve(name, hyperparameters)
-    given = {
+    inputs = {
         "policy_chosen": policy_chosen,
         "policy_rejected": policy_rejected,
         "reference_chosen": reference_chosen,
         "reference_rejected": reference_rejected,
         "chosen_length": chosen_length,
         "rejected_length": rejected_length,
+        **more,
     }
     if not method.needs_reference:
-        given["reference_chosen"] = given["reference_rejected"] = None
-    for key, value in given.items():
-        optional = key.startswith("reference") and not method.needs_reference
-        if value is None and optional:
-            continue
-        if not isinstance(value, torch.Tensor) or value.ndim != 1 or value.shape != policy_chosen.shape:
-            found = f"shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else repr(value)
-            raise InputError(
-                f"{key} of {name}: {found}", "every input is a tensor of one shape (batch,)", f"give {key} as (batch,)"
-            )
-        if not key.endswith("length") and not value.is_floating_point():
-            raise InputError(f"{key} of {name}: {value.dtype}", "log-probabilities are floating point", f"give {key} as float32")
-        if key.endswith("length") and bool((value < 1).any()):
-            raise InputError(
-                f"{key} of {name}: {value.min().item()}", "a completion has at least 1 token", "drop empty completions"
-            )
-    kl = None
+        inputs["reference_chosen"] = inputs["reference_rejected"] = None
+    _check(method, inputs, policy_chosen)
+    for key in [key for key in inputs if key.endswith(("length", "score"))]:
+        inputs[key] = inputs[key].to(policy_chosen)
+    pairs = Pairs(**inputs)
     if method.needs_kl:
         if not math.isfinite(float(z0)):
             raise InputError(
                 f"z0 = {z0!r} of method {name}", "z0 is a finite number of nats", "give such a value, or leave z0 out"
             )
-        kl = torch.as_tensor(z0, dtype=policy_chosen.dtype, device=policy_chosen.device).expand_as(policy_chosen)
-    pairs = Pairs(
-        policy_chosen,
-        policy_rejected,
-        given["reference_chosen"],
-        given["reference_rejected"],
-        chosen_length.to(policy_chosen),
-        rejected_length.to(policy_chosen),
-        kl,
-    )
+        pairs = replace(pairs, kl=policy_chosen.new_full(policy_chosen.shape, float(z0)))
+    if method.running is not None:
+        pairs = replace(pairs, running=method.running.update(pairs, hyper, started(method, policy_chosen)))
     return method.loss(pairs, hyper)
+
+
+SCORES = ("chosen_score", "rejected_score")
+COLLISIONS = ("chosen_collision", "rejected_collision")
+
+
+def _check(method: Method, inputs: dict[str, Any], like: Any) -> None:
+    """Raise InputError for an input that is not a tensor of the shape and kind it must have."""
+    import torch
+
+    for key, value in inputs.items():
+        if value is None and key.startswith("reference") and not method.needs_reference:
+            continue
+        if not isinstance(value, torch.Tensor) or value.ndim != 1 or value.shape != like.shape:
+            found = f"shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else repr(value)
+            raise InputError(
+                f"{key} of {method.name}: {found}", "every input is a tensor of one shape (batch,)", f"give {key} as (batch,)"
+            )
+        if not key.endswith(("length", "score")) and not value.is_floating_point():
+            raise InputError(
+                f"{key} of {method.name}: {value.dtype}", "log-probabilities are floating point", f"give {key} as float32"
+            )
+        if key.endswith("length") and bool((value < 1).any()):
+            raise InputError(
+                f"{key} of {method.name}: {value.min().item()}", "a completion has at least 1 token", "drop empty completions"
+            )

@@ -1,7 +1,7 @@
-"""Which methods there are, and their hyperparameters with defaults filled in and checked.
+"""Which methods and additions there are, and their hyperparameters with defaults filled in and checked.
 
 A method is a module of this package that defines ``METHOD``, or an entry point of the group ``spo_bench.methods`` that loads
-to a ``Method``. To add one, add one file.
+to a ``Method``; an addition is a module of the package ``additions`` that defines ``ADDITION``. To add one, add one file.
 """
 
 from __future__ import annotations
@@ -12,16 +12,17 @@ import math
 import pkgutil
 import re
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import Any
 
 from spo_bench.errors import InputError, unknown
-from spo_bench.methods.base import Default, Method
+from spo_bench.methods.base import Addition, Default, Method
 
 GROUP = "spo_bench.methods"
 SFT = "sft"  # the name of the row without preference training; no method may take it
+_PACKAGE = __name__.rpartition(".")[0]
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
@@ -40,13 +41,12 @@ class Registry:
     broken: Mapping[str, str]
 
 
-def _built_in() -> Iterator[tuple[str, Any]]:
-    """Yield (module name, METHOD) of every module of this package that declares one."""
-    package = __name__.rpartition(".")[0]
+def _declared(package: str, constant: str) -> Iterator[tuple[str, Any]]:
+    """Yield (module name, declaration) of every module of a package that declares one under this name."""
     path = importlib.import_module(package).__path__
     for module in sorted(pkgutil.iter_modules(path), key=lambda found: found.name):
         name = f"{package}.{module.name}"
-        declared = getattr(importlib.import_module(name), "METHOD", None)
+        declared = getattr(importlib.import_module(name), constant, None)
         if declared is not None:
             yield name, declared
 
@@ -58,7 +58,7 @@ def discover() -> Registry:
     A broken entry point is recorded and does not stop the others. Raises InputError for two methods with one name, and for
     something declared as a method that is none.
     """
-    found: list[tuple[str, Any]] = list(_built_in())
+    found: list[tuple[str, Any]] = list(_declared(_PACKAGE, "METHOD"))
     broken: dict[str, str] = {}
     for point in sorted(entry_points(group=GROUP), key=lambda point: (point.name, point.value)):
         origin = f"entry point {point.name} = {point.value}"
@@ -115,11 +115,7 @@ def resolve(name: str, hyperparameters: Mapping[str, Any] | None = None) -> dict
     Raises InputError for an unknown method or hyperparameter, a wrong type, a value that is not finite or out of range.
     """
     method = get_method(name)
-    values = {key: default.value for key, default in method.defaults.items()}
-    for key, value in (hyperparameters or {}).items():
-        if key not in values:
-            raise unknown("hyperparameter", key, values, where=f"method {name}")
-        values[key] = _checked(name, key, value, method.defaults[key])
+    values = _resolved(f"method {name}", method.defaults, hyperparameters or {})
     if method.check is not None:
         try:
             method.check(values)
@@ -128,7 +124,43 @@ def resolve(name: str, hyperparameters: Mapping[str, Any] | None = None) -> dict
     return values
 
 
-def _checked(name: str, key: str, value: Any, default: Default) -> Any:
+@functools.cache
+def additions() -> Mapping[str, Addition]:
+    """Return every addition by name, sorted."""
+    return {addition.name: addition for _, addition in _declared(f"{_PACKAGE}.additions", "ADDITION")}
+
+
+def get_addition(name: str) -> Addition:
+    """Return the addition of that name; raises InputError with the nearest name."""
+    if name not in additions():
+        raise unknown("addition", name, additions())
+    return additions()[name]
+
+
+def resolve_addition(name: str, settings: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return all settings of an addition, those given checked. Raises InputError as ``resolve`` does."""
+    return _resolved(f"addition {name}", get_addition(name).defaults, settings or {})
+
+
+def check_additions(method: Method, names: Collection[str]) -> None:
+    """Raise InputError where a method and additions make no sense together, with the reason."""
+    for name in names:
+        reason = get_addition(name).refuses(method, [other for other in names if other != name])
+        if reason is not None:
+            raise InputError(f"{method.name} with +{name}", reason, f"leave +{name} out")
+
+
+def _resolved(owner: str, defaults: Mapping[str, Default], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return every value of a declaration: those given, checked, and defaults for the rest."""
+    values = {key: default.value for key, default in defaults.items()}
+    for key, value in given.items():
+        if key not in values:
+            raise unknown("hyperparameter", key, values, where=owner)
+        values[key] = _checked(owner, key, value, defaults[key])
+    return values
+
+
+def _checked(owner: str, key: str, value: Any, default: Default) -> Any:
     """Return a hyperparameter's value in its declared type, or raise InputError."""
     wanted = type(default.value)
     accepted = (int, float) if wanted is float else wanted
@@ -149,7 +181,7 @@ def _checked(name: str, key: str, value: Any, default: Default) -> Any:
         )
     if not fine or (default.choices and value not in default.choices):
         raise InputError(
-            f"{key} = {value!r} of method {name}",
+            f"{key} = {value!r} of {owner}",
             f"{key} is {default.rule()}",
             f"give such a value, or leave {key} out for the default {default.value!r}",
         )

@@ -4,28 +4,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from spo_bench.methods.base import Default, Hyperparameters, Method, Pairs, log_sigmoid
+from spo_bench.methods.base import Default, Hyperparameters, Method, Pairs, log_sigmoid, mean_rewards
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-def rewards(pairs: Pairs, hyper: Hyperparameters) -> tuple[Tensor, Tensor]:
-    """Return beta times the per-token mean log-probabilities, each of shape (batch,)."""
-    chosen, rejected = pairs.means()
-    return hyper["beta"] * chosen, hyper["beta"] * rejected
-
-
 def loss(pairs: Pairs, hyper: Hyperparameters) -> Tensor:
     """Return -log sigmoid(beta * (s_w/|y_w| - s_l/|y_l|) - gamma), shape (batch,)."""
-    chosen, rejected = rewards(pairs, hyper)
+    chosen, rejected = mean_rewards(pairs, hyper)
     return -log_sigmoid(chosen - rejected - hyper["gamma"])
 
 
 METHOD = Method(
     name="simpo",
     loss=loss,
-    rewards=rewards,
+    rewards=mean_rewards,
     version=1,
     data="paired",
     needs_reference=False,

@@ -13,7 +13,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from . import names
-from .measure import ALPHA, headlines
+from .axes import equal_note, value_of
+from .measure import ALPHA, Level, headlines
 from .render import number
 from .results import SFT, Cell, Results, short_model
 from .tables import Numbers
@@ -64,6 +65,7 @@ def draw(numbers: Numbers) -> list[Drawing]:
     """Draw every figure the run has data for."""
     results = numbers.results
     found = [_levels(numbers), _forest(numbers)]
+    found += [_along(numbers, axis) for axis in ALONG if axis in results.axes]
     for model, task in dict.fromkeys((cell.model, cell.task) for cell in results.done):
         found.append(_curves(results, model, task))
     return [one for one in found if one is not None]
@@ -124,10 +126,7 @@ def _level_panel(
     factor = names.scale(metric)
     cells = [cell for cell in numbers.results.done if (cell.model, cell.task) == (model, task)]
     found = numbers.levels[metric]
-    sft = next((found.get((*cell.place, cell.settings)) for cell in cells if cell.method == SFT), None)
-    if sft is not None and math.isfinite(sft.value):
-        panel.axhline(factor * sft.value, color=QUIET, linestyle=(0, (4, 3)), linewidth=1, label="SFT", zorder=1)
-        panel.axhspan(factor * sft.low, factor * sft.high, color=QUIET, alpha=0.13, linewidth=0, zorder=0)
+    _sft_line(panel, numbers, cells, metric)
     step = 0.6 / max(2, len(labels))
     for place, label in enumerate(labels):
         points = []
@@ -157,6 +156,94 @@ def _level_panel(
     if sum(map(len, families)) > 45:
         panel.tick_params(axis="x", labelrotation=30)
     panel.set_xlim(-0.6, len(families) - 0.4)
+    panel.set_ylabel(names.title(metric))
+    panel.grid(axis="y")
+
+
+def _sft_line(panel: Any, numbers: Numbers, cells: Sequence[Cell], metric: str) -> None:
+    factor = names.scale(metric)
+    sft = next((numbers.level(cell, metric) for cell in cells if cell.method == SFT), None)
+    if sft is not None and math.isfinite(sft.value):
+        panel.axhline(factor * sft.value, color=QUIET, linestyle=(0, (4, 3)), linewidth=1, label="SFT", zorder=1)
+        panel.axhspan(factor * sft.low, factor * sft.high, color=QUIET, alpha=0.13, linewidth=0, zorder=0)
+
+
+# --- along a data axis: what more data, or noisier labels, do -------------------------------------------------------------
+
+ALONG = ("fraction", "label_flip")
+"""The data axes whose values are numbers on a scale."""
+
+
+def _along(numbers: Numbers, axis: str) -> Drawing | None:
+    """Draw the headline metric against the values of a data axis, a line a method and variant; None below two values."""
+    results = numbers.results
+    panels = []
+    for model, task in dict.fromkeys((cell.model, cell.task) for cell in results.done):
+        metrics = headlines(results, task)[:1]
+        cells = [cell for cell in results.done if (cell.model, cell.task) == (model, task)]
+        if metrics and len({value_of(cell, axis) for cell in cells if cell.method != SFT}) > 1:
+            panels.append((model, task, metrics[0], cells))
+    if not panels:
+        return None
+    trained = [cell for cell in results.done if cell.method != SFT]
+    families = list(dict.fromkeys(cell.without(axis) for cell in trained))
+    labels = _labels(trained)
+    columns = min(2, len(panels))
+    rows = math.ceil(len(panels) / columns)
+
+    def paint(figure: Figure) -> None:
+        grid = figure.subplots(rows, columns, squeeze=False).reshape(-1)
+        for panel, (model, task, metric, cells) in zip(grid, panels):
+            _along_panel(panel, numbers, axis, metric, cells, families, labels)
+            panel.set_title(task if len({one[0] for one in panels}) == 1 else f"{short_model(model)} · {task}")
+        for panel in grid[len(panels) :]:
+            panel.set_axis_off()
+        handles, texts = grid[0].get_legend_handles_labels()
+        figure.legend(handles, texts, loc="outside lower center", ncols=2 * columns, fontsize=8, handlelength=3)
+
+    what = {"fraction": "Data efficiency: what every policy reaches with a share of the training pairs"}.get(
+        axis, "Label noise: what every policy reaches when a share of the preferences is turned round"
+    )
+    note = f" {equal_note(results)}" if axis == "fraction" else ""
+    height = 2.6 * rows + 0.2 * math.ceil((len(families) * len(labels) + 1) / (2 * columns)) + 0.2
+    return _finish(f"axis-{axis}", f"{what}, with 95 % intervals.{note}", (3.4 * columns, height), paint)
+
+
+def _along_panel(
+    panel: Any, numbers: Numbers, axis: str, metric: str, cells: Sequence[Cell], families: Sequence[str], labels: Sequence[str]
+) -> None:
+    factor = names.scale(metric)
+    values = sorted({float(value_of(cell, axis)) for cell in cells if cell.method != SFT})
+    drawn = [(family, label) for family in families for label in labels]
+    step = 0.012 * (values[-1] - values[0])  # bars side by side, so that none hides another
+    _sft_line(panel, numbers, cells, metric)
+    for at, (family, label) in enumerate(drawn):
+        points: dict[float, Level] = {}
+        for cell in cells:
+            level = numbers.level(cell, metric) if (cell.without(axis), cell.label) == (family, label) else None
+            if level is not None and cell.method != SFT and math.isfinite(level.value):
+                points[float(value_of(cell, axis))] = level
+        if len(points) < 2:
+            continue
+        x = np.array(sorted(points))
+        y, low, high = (factor * np.array([getattr(points[one], key) for one in x]) for key in ("value", "low", "high"))
+        i, j = families.index(family), labels.index(label)
+        panel.errorbar(
+            x + step * (at - (len(drawn) - 1) / 2),
+            y,
+            yerr=np.nan_to_num(np.stack([y - low, high - y])),
+            label=f"{family} {_name(label)}",
+            color=COLOURS[i % 6],
+            marker=MARKERS[i % 6],
+            linestyle=LINES[j % 6],
+            markerfacecolor="white" if not label else None,
+            linewidth=1.3,
+            markersize=5,
+            elinewidth=0.9,
+            capsize=2,
+        )
+    panel.set_xticks(values, [f"{value:g}" for value in values])
+    panel.set_xlabel(names.axis_title(axis))
     panel.set_ylabel(names.title(metric))
     panel.grid(axis="y")
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from spo_bench.stats import compare_matrix, interval, seed_spread
 
+from .areas import FRACTION, areas
 from .results import SFT, Cell, Metric, Results
 
 CONFIDENCE = 0.95
@@ -21,7 +22,8 @@ EVEN = {"head_to_head": 0.5}
 EVEN_SFT = {"win_rate_sft": 0.5}
 """The same for comparisons with the SFT policy."""
 
-Kind = Literal["spo", "training"]
+Kind = Literal["spo", "training", "axis"]
+_EVEN: Mapping[Kind, Mapping[str, float]] = {"spo": EVEN, "training": EVEN_SFT, "axis": {}}
 
 
 @dataclass(frozen=True)
@@ -29,21 +31,30 @@ class Contrast:
     """Cells and their twins over seeds, all else equal.
 
     Attributes:
-        kind: "spo" (variant: with SPO) or "training" (variant: a trained policy, baseline: its SFT policy).
+        kind: "spo" (variant: with SPO), "training" (variant: a trained policy, baseline: its SFT policy) or "axis" (variant:
+            trained on changed data, baseline: on plain data, as far as one data axis goes).
         pairs: (baseline, variant) a seed, both finished; a baseline may be None for training contrasts without an SFT cell.
+        axis: the data axis of an "axis" contrast.
     """
 
     kind: Kind
     pairs: Sequence[tuple[Cell | None, Cell]]
+    axis: str = ""
 
     @property
     def variant(self) -> Cell:
         """Return the variant of the first seed."""
         return self.pairs[0][1]
 
+    @property
+    def baseline_name(self) -> str:
+        """Return the baseline's row in a table; an SFT policy that has no cell is called so too."""
+        baseline = self.pairs[0][0]
+        return SFT if baseline is None else baseline.name
+
     def arrays(self, metric: str) -> tuple[NDArray[np.float64], NDArray[np.float64], Metric] | None:
         """Return (baseline, variant), each (seeds, prompts), and the metric whose ids order them; None where there is none."""
-        even = (EVEN if self.kind == "spo" else EVEN_SFT).get(metric)
+        even = _EVEN[self.kind].get(metric)
         rows = []
         reference: Metric | None = None
         for baseline, variant in self.pairs:
@@ -58,11 +69,18 @@ class Contrast:
             else:
                 assert baseline is not None  # noqa: S101 - it has the metric
                 assert theirs is not None  # noqa: S101 - or the pair was left out above
+                if _held_out(baseline, variant):
+                    theirs = theirs.among(reference.ids)
                 against = theirs.like(reference, f"cells {baseline.id} and {variant.id}, metric '{metric}'")
             rows.append((against, values))
         if reference is None:
             return None
         return np.stack([row[0] for row in rows]), np.stack([row[1] for row in rows]), reference
+
+
+def _held_out(baseline: Cell, variant: Cell) -> bool:
+    """Return whether the variant is evaluated on held-out domains that are only a part of what the baseline is evaluated on."""
+    return "holdout" in variant.axes and baseline.axes.get("holdout") != variant.axes["holdout"]
 
 
 def metric_rows(results: Results) -> list[dict[str, Any]]:
@@ -88,7 +106,7 @@ def metric_rows(results: Results) -> list[dict[str, Any]]:
     return rows
 
 
-def contrasts(results: Results, kind: Kind) -> list[Contrast]:
+def contrasts(results: Results, kind: Literal["spo", "training"]) -> list[Contrast]:
     """Return the contrasts of a kind whose both sides are finished in at least one seed."""
     groups: dict[tuple[Any, ...], list[tuple[Cell | None, Cell]]] = {}
     baselines = {(*cell.place, cell.seed): cell for cell in results.done if cell.spo is None}
@@ -106,9 +124,34 @@ def contrasts(results: Results, kind: Kind) -> list[Contrast]:
     return [Contrast(kind, sorted(pairs, key=lambda pair: pair[1].seed)) for pairs in groups.values()]
 
 
+def axis_contrasts(results: Results, axis: str) -> list[Contrast]:
+    """Return the contrasts of changed with plain data along one axis, everything else equal; none where plain is not there."""
+    groups: dict[tuple[str, ...], list[tuple[Cell | None, Cell]]] = {}
+    cells = {(*cell.place, cell.settings, cell.seed): cell for cell in results.done}
+    for cell in results.done:
+        plain = cells.get((*cell.place_without(axis), cell.settings, cell.seed))
+        if axis in cell.axes and plain is not None:
+            groups.setdefault((*cell.place, cell.settings), []).append((plain, cell))
+    return [Contrast("axis", sorted(pairs, key=lambda pair: pair[1].seed), axis) for pairs in groups.values()]
+
+
+def curve_areas(results: Results) -> Results:
+    """Return the areas under the data-efficiency curves of the headline metrics as cells of their own (``areas``)."""
+    return replace(results, cells=areas(results.cells, {task: headlines(results, task) for task in results.tasks}))
+
+
 def comparison_rows(results: Results) -> list[dict[str, Any]]:
-    """Return the rows of comparisons.jsonl: a contrast and metric each; a family is all contrasts of one kind and metric."""
-    return [*_compared(contrasts(results, "spo")), *_compared(contrasts(results, "training"))]
+    """Return the rows of comparisons.jsonl: a contrast and metric each.
+
+    A family is all contrasts of one kind and metric, and of one axis where data axes are compared. Areas under curves are
+    metrics of their own, named with ``names.AREA``; they are compared for SPO only.
+    """
+    rows = [*_compared(contrasts(results, "spo")), *_compared(contrasts(results, "training"))]
+    for axis in results.axes:
+        rows += _compared(axis_contrasts(results, axis))
+    if FRACTION in results.axes:
+        rows += _compared(contrasts(curve_areas(results), "spo"))
+    return rows
 
 
 def _compared(found: Sequence[Contrast]) -> Iterable[dict[str, Any]]:
@@ -124,11 +167,12 @@ def _compared(found: Sequence[Contrast]) -> Iterable[dict[str, Any]]:
             cell = contrast.variant
             yield {
                 "kind": contrast.kind,
+                **({"axis": contrast.axis} if contrast.axis else {}),
                 "model": cell.model,
                 "task": cell.task,
                 "method": cell.method,
                 "metric": name,
-                "baseline": cell.family if contrast.kind == "spo" else SFT,
+                "baseline": contrast.baseline_name,
                 "variant": cell.name,
                 **{key: finite(value) if isinstance(value, float) else value for key, value in asdict(comparison).items()},
                 "confidence": CONFIDENCE,

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Literal
+from typing import Any, Literal
+
+AREA = "auc:"
+"""Prefix of a metric's mean over the shares of the training data: the area under its data-efficiency curve."""
 
 _TITLES = {
     "true_reward": "True reward",
@@ -18,6 +21,7 @@ _TITLES = {
     "kl": "KL to reference",
     "length": "Length",
     "rouge_l": "ROUGE-L",
+    "controllability": "Controllability (r)",
     "seconds": "Train s",
     "step_seconds": "Steps s",
     "pairs_per_second": "Pairs/s",
@@ -27,12 +31,28 @@ _TITLES = {
 }
 _NEUTRAL = {"length", "kl", "chosen_logratio", "rejected_logratio", "tokens_per_pair"}
 """Metrics that describe a policy; more of them is neither better nor worse."""
+_AT_GOAL = "score_at_goal_"
+_HIGHEST_GOAL = 10
+
+_AXES: dict[str, tuple[str, Any]] = {
+    "fraction": ("Share of the training pairs", 1.0),
+    "label_flip": ("Share of flipped labels", 0.0),
+    "holdout": ("Held-out domains", "none"),
+    "relabel": ("Relabelling", "none"),
+    "list_size": ("Answers a prompt", 2),
+    "regime": ("Regime", "offline"),
+}
+"""Data axis -> its title, and its value for plain data, which a cell's axes leave out."""
 
 
 def title(metric: str) -> str:
     """Return the metric's name in a header."""
     if metric in _TITLES:
         return _TITLES[metric]
+    if metric.startswith(AREA):
+        return f"AUC: {title(metric.removeprefix(AREA))}"
+    if metric.startswith(_AT_GOAL):
+        return f"Score at goal {metric.removeprefix(_AT_GOAL)}"
     if metric.startswith("reward/"):
         return f"Reward: {metric.removeprefix('reward/').rstrip('/').rsplit('/', 1)[-1]}"
     words = metric.replace("_", " ")
@@ -51,8 +71,24 @@ def scale(metric: str) -> float:
 
 
 def direction(metric: str, higher_is_better: bool) -> Literal["", "up", "down"]:
-    """Return the arrow of a column: none for a metric that only describes."""
-    return "" if metric in _NEUTRAL else "up" if higher_is_better else "down"
+    """Return the arrow of a column: none for a metric that only describes.
+
+    A score at a goal below the highest only describes: a policy that does as it is told scores low there.
+    """
+    base = metric.removeprefix(AREA)
+    if base in _NEUTRAL or (base.startswith(_AT_GOAL) and base != f"{_AT_GOAL}{_HIGHEST_GOAL}"):
+        return ""
+    return "up" if higher_is_better else "down"
+
+
+def axis_title(axis: str) -> str:
+    """Return a data axis's name in a table; one that is not known is shown under its own name."""
+    return _AXES[axis][0] if axis in _AXES else axis.replace("_", " ").capitalize()
+
+
+def plain_value(axis: str) -> Any:
+    """Return a data axis's value for plain data."""
+    return _AXES[axis][1] if axis in _AXES else "none"
 
 
 def decimals(half_widths: Iterable[float]) -> int:

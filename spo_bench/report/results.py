@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,15 @@ class Metric:
             return self.values[align(other.ids, self.ids)]
         except InputError as error:
             raise InputError(f"{where}: {error.given}", error.rule, error.remedy) from error
+
+    def among(self, ids: Sequence[str]) -> Metric:
+        """Return the metric on some of its prompts, in the order of ``ids``; itself where these are not some of its own."""
+        place = {name: i for i, name in enumerate(self.ids)}
+        if len(place) != len(self.ids) or not place.keys() >= set(ids):
+            return self
+        kept = [place[name] for name in ids]
+        clusters = None if self.clusters is None else [self.clusters[i] for i in kept]
+        return replace(self, ids=list(ids), values=self.values[kept], clusters=clusters)
 
 
 @dataclass(frozen=True)
@@ -99,7 +108,11 @@ class Cell:
     @property
     def family(self) -> str:
         """Return method and data axes, without the variant."""
-        axes = ", ".join(f"{key}={value}" for key, value in sorted(self.axes.items()))
+        return self.without()
+
+    def without(self, axis: str = "") -> str:
+        """Return the family, with one data axis left out."""
+        axes = ", ".join(f"{key}={value}" for key, value in sorted(self.axes.items()) if key != axis)
         return f"{self.method} ({axes})" if axes else self.method
 
     @property
@@ -111,6 +124,11 @@ class Cell:
     def place(self) -> tuple[str, str, str, str]:
         """Return what twins over seeds and SPO share: model, task, method, axes."""
         return self.model, self.task, self.method, canonical_json(self.axes)
+
+    def place_without(self, axis: str) -> tuple[str, str, str, str]:
+        """Return the place of the cell whose data axis has its plain value, all else equal."""
+        rest = {key: value for key, value in self.axes.items() if key != axis}
+        return self.model, self.task, self.method, canonical_json(rest)
 
     @property
     def settings(self) -> str:
@@ -200,6 +218,11 @@ class Results:
     def done(self) -> list[Cell]:
         """Return the finished cells."""
         return [cell for cell in self.cells if cell.done]
+
+    @property
+    def axes(self) -> list[str]:
+        """Return the data axes that some cell is moved along, in order of first appearance."""
+        return list(dict.fromkeys(axis for cell in self.cells for axis in cell.axes))
 
 
 def read_results(directory: Path) -> Results:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -11,11 +11,13 @@ from typing import Any
 from spo_bench.files import canonical_json
 
 from . import names
-from .measure import ALPHA, Level, headlines, levels, unjudged_notes
+from .measure import ALPHA, Level, curve_areas, headlines, levels, unjudged_notes
 from .render import Column, Entry, Table, number
 from .results import SFT, Cell, Results, short_model
 
 RECONSTRUCTION = "SPO is a reconstruction from public descriptions: no reference code exists, and its settings here are ours."
+CONTROL = "controllability"
+"""The metric of relabelled data: whether answers are as good as the prompt asks them to be."""
 Key = tuple[str, str, str, str, str]
 """model, task, method, axes, SPO settings: what one row of results is about, seeds taken together."""
 
@@ -28,23 +30,38 @@ class Numbers:
     comparisons: Sequence[Mapping[str, Any]]
     levels: Mapping[str, Mapping[tuple[str, ...], Level]]
 
-    def comparison(self, cell: Cell, metric: str, kind: str) -> Mapping[str, Any] | None:
-        """Return the comparison of a variant, or None."""
-        return self._index.get((kind, metric, cell.name, *cell.place, cell.settings))
+    def comparison(self, cell: Cell, metric: str, kind: str, axis: str = "") -> Mapping[str, Any] | None:
+        """Return the comparison of a variant, or None; ``axis`` names the one of an "axis" comparison."""
+        return self._index.get((kind, axis, metric, cell.name, *cell.place, cell.settings))
+
+    def level(self, cell: Cell, metric: str) -> Level | None:
+        """Return a metric's level over the seeds of a cell, or None."""
+        return self.levels[metric].get((*cell.place, cell.settings))
 
     @cached_property
     def _index(self) -> dict[tuple[str, ...], Mapping[str, Any]]:
-        keys = ("kind", "metric", "variant", "model", "task", "method")
+        keys = ("metric", "variant", "model", "task", "method")
         return {
-            (*(row[key] for key in keys), canonical_json(row["axes"]), canonical_json(row["spo"] or False)): row
+            (
+                row["kind"],
+                row.get("axis", ""),
+                *(row[key] for key in keys),
+                canonical_json(row["axes"]),
+                canonical_json(row["spo"] or False),
+            ): row
             for row in self.comparisons
         }
 
 
 def gather(results: Results, comparisons: Sequence[Mapping[str, Any]]) -> Numbers:
-    """Return what the tables need, computing the levels of every headline metric and of length once."""
-    wanted = dict.fromkeys(name for task in results.tasks for name in headlines(results, task))
-    return Numbers(results, comparisons, {name: levels(results, name) for name in [*wanted, "length"]})
+    """Return what the tables need, computing the levels of every headline metric, its areas, and of length once."""
+    wanted = headline_names(results)
+    found = {name: levels(results, name) for name in [*wanted, "length"]}
+    if results.axes:
+        curves = curve_areas(results)
+        found |= {f"{names.AREA}{name}": levels(curves, f"{names.AREA}{name}") for name in wanted}
+        found |= {CONTROL: levels(results, CONTROL)}
+    return Numbers(results, comparisons, found)
 
 
 def variants(results: Results) -> dict[tuple[str, str], list[Cell]]:
@@ -65,23 +82,24 @@ def main(numbers: Numbers) -> Table:
     results = numbers.results
     rows = variants(results)
     columns = [Column("model", "Model", numeric=False), Column("method", "Method", numeric=False)]
+    blocks = [f"{model}|{cells[0].axes.get('holdout', '')}" for (model, _), cells in rows.items()]  # marked on the same prompts
     sides: list[list[Entry]] = []
     for task in results.tasks:
         first = {key: next((cell for cell in cells if cell.task == task), None) for key, cells in rows.items()}
         for metric in headlines(results, task):
-            better = _better(numbers.levels[metric])
-            found = [_level(numbers, cell, metric) for cell in first.values()]
+            better = better_up(numbers.levels[metric])
+            found = [numbers.level(cell, metric) if cell else None for cell in first.values()]
             columns.append(Column(metric, names.title(metric), task, names.direction(metric, better)))
-            sides.append(_mark(_shown(found, metric), [key[0] for key in rows], better))
+            sides.append(_mark(level_entries(found, metric), blocks, better))
             columns.append(Column(f"{metric} difference", "Δ", task, names.direction(metric, better)))
             compared = [numbers.comparison(cell, metric, "spo") if cell and cell.label else None for cell in first.values()]
             blank = [cell is None or not cell.label for cell in first.values()]
-            sides.append([_quiet(entry) if empty else entry for entry, empty in zip(_differences(compared, metric), blank)])
+            sides.append([quiet(entry) if empty else entry for entry, empty in zip(difference_entries(compared, metric), blank)])
         if any("length" in cell.metrics for cell in results.done if cell.task == task):
             columns.append(Column("length", "Length", task))
-            found = [_level(numbers, cell, "length") for cell in first.values()]
-            sides.append([replace(entry, small="") for entry in _shown(found, "length", places=1)])
-    heads = [[_text(short_model(model), model), _text(name)] for model, name in rows]
+            found = [numbers.level(cell, "length") if cell else None for cell in first.values()]
+            sides.append([replace(entry, small="") for entry in level_entries(found, "length", places=1)])
+    heads = [[text_entry(short_model(model), model), text_entry(name)] for model, name in rows]
     body = [[*head, *(side[i] for side in sides)] for i, head in enumerate(heads)]
     shown = [row for row in numbers.comparisons if row["kind"] == "spo"]
     caption = [
@@ -89,7 +107,8 @@ def main(numbers: Numbers) -> Table:
         "Mean ± half the width of its 95 % interval.",
         "Δ: with SPO minus the own baseline on the same prompts and seeds, with its 95 % interval.",
         *_fewer_seeds(rows),
-        *method_notes([row for row in shown if row["metric"] in _headline_names(results)]),
+        *holdout_notes(results),
+        *method_notes([row for row in shown if row["metric"] in headline_names(results)]),
         RECONSTRUCTION,
     ]
     return Table("main", "Results", columns, body, [model for model, _ in rows], caption)
@@ -106,6 +125,11 @@ def _fewer_seeds(rows: Mapping[tuple[str, str], Sequence[Cell]]) -> list[str]:
     return [f"Fewer seeds than planned: {', '.join(short)}; Δ is over common seeds."] if short else []
 
 
+def holdout_notes(results: Results) -> list[str]:
+    """Say which prompts hold-out cells are evaluated on; nothing where there are none."""
+    return ["Cells with held-out domains are evaluated on these domains’ prompts only."] if "holdout" in results.axes else []
+
+
 def training(numbers: Numbers) -> Table:
     """Return what preference training did: every trained policy against its own SFT policy."""
     return _long(numbers, "training", "training", "Trained policies against their SFT policy", short=True)
@@ -118,7 +142,7 @@ def effects(numbers: Numbers) -> Table:
 
 def _long(numbers: Numbers, kind: str, name: str, title: str, short: bool) -> Table:
     results = numbers.results
-    wanted = [*_headline_names(results), "win_rate_sft"]
+    wanted = [*headline_names(results), "win_rate_sft"]
     chosen = [row for row in numbers.comparisons if row["kind"] == kind and (not short or row["metric"] in wanted)]
     chosen.sort(key=lambda row: results.tasks.index(row["task"]))
     texts = {"model": "Model", "task": "Task", "variant": "Policy", "baseline": "Against", "metric": "Metric"}
@@ -129,12 +153,15 @@ def _long(numbers: Numbers, kind: str, name: str, title: str, short: bool) -> Ta
     body = []
     for row in chosen:
         arrow = {"": "", "up": " ↑", "down": " ↓"}[names.direction(row["metric"], row["higher_is_better"])]
-        heads = [_text(short_model(row["model"]), row["model"]), *(_text(row[key]) for key in ("task", "variant", "baseline"))]
-        entry = _differences([row], row["metric"])[0]
+        heads = [
+            text_entry(short_model(row["model"]), row["model"]),
+            *(text_entry(row[key]) for key in ("task", "variant", "baseline")),
+        ]
+        entry = difference_entries([row], row["metric"])[0]
         counts = [Entry(row[key], str(row[key])) for key in ("family", "n_prompts", "n_seeds")]
         ps = [Entry(row[key], p_text(row[key])) for key in ("p", "p_adjusted")]
-        metric = _text(names.title(row["metric"]) + arrow, row["metric"])
-        body.append([*heads, metric, entry, *ps, *counts, _text(row["estimand"])])
+        metric = text_entry(names.title(row["metric"]) + arrow, row["metric"])
+        body.append([*heads, metric, entry, *ps, *counts, text_entry(row["estimand"])])
     caption = ["Difference with its 95 % interval, in the metric's unit (points for percent).", *method_notes(chosen)]
     caption += ["Win rates against the SFT policy are tested against 50 %."] if kind == "training" else [RECONSTRUCTION]
     return Table(name, title, columns, body, [f"{row['model']}|{row['task']}" for row in chosen], caption)
@@ -160,7 +187,7 @@ def cost(numbers: Numbers) -> Table:
     columns += [Column("seconds relative", "Time × baseline")] if relative else []
     body = []
     for key, cells in ordered:
-        row = [_text(short_model(key[0]), key[0]), _text(key[1]), _text(cells[0].name)]
+        row = [text_entry(short_model(key[0]), key[0]), text_entry(key[1]), text_entry(cells[0].name)]
         row += [_plain(means[key][name], name) for name in scalars]
         if relative:
             base = means.get((*cells[0].place, "false"), {}).get("seconds", math.nan)
@@ -171,8 +198,11 @@ def cost(numbers: Numbers) -> Table:
     return Table("cost", "Cost", columns, body, [f"{key[0]}|{key[1]}" for key, _ in ordered], caption)
 
 
-def method_notes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the caption's sentences on estimand, test and family, true for these comparisons."""
+def method_notes(rows: Sequence[Mapping[str, Any]], family_of: str = "a metric") -> list[str]:
+    """Return the caption's sentences on estimand, test and family, true for these comparisons.
+
+    ``family_of`` says in words what the contrasts of one family share.
+    """
     if not rows:
         return ["No comparison could be made."]
     notes = []
@@ -182,8 +212,8 @@ def method_notes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         check = f"; equal seed noise is assumed, Levene's p {p_text(min(spreads))}" if spreads else ""
         size = f"{_range(rows, 'n_prompts', 'method')} prompts × {_range(rows, 'n_seeds', 'method')} seeds, both random"
         notes.append(
-            f"Estimand “the method” ({size}): two-way interval and t test, seed variance pooled over the contrasts of a "
-            f"metric{check}."
+            f"Estimand “the method” ({size}): two-way interval and t test, seed variance pooled over the contrasts of "
+            f"{family_of}{check}."
         )
     if "checkpoints" in estimands:
         notes.append(
@@ -191,7 +221,7 @@ def method_notes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
             "retraining): bootstrap over prompts, sign-flip test."
         )
     family = _range(rows, "family")
-    notes.append(f"† p < .05 after Holm's correction over all contrasts of a metric (family of {family}).")
+    notes.append(f"† p < .05 after Holm's correction over all contrasts of {family_of} (family of {family}).")
     return notes
 
 
@@ -207,19 +237,18 @@ def _range(rows: Sequence[Mapping[str, Any]], key: str, estimand: str | None = N
     return str(min(values)) if min(values) == max(values) else f"{min(values)}–{max(values)}"
 
 
-def _headline_names(results: Results) -> list[str]:
+def headline_names(results: Results) -> list[str]:
+    """Return the headline metrics of all tasks."""
     return list(dict.fromkeys(name for task in results.tasks for name in headlines(results, task)))
 
 
-def _better(found: Mapping[tuple[str, ...], Level]) -> bool:
+def better_up(found: Mapping[tuple[str, ...], Level]) -> bool:
+    """Return whether more of a metric is better, by its levels."""
     return all(level.higher_is_better for level in found.values())
 
 
-def _level(numbers: Numbers, cell: Cell | None, metric: str) -> Level | None:
-    return numbers.levels[metric].get((*cell.place, cell.settings)) if cell else None
-
-
-def _shown(found: Sequence[Level | None], metric: str, places: int | None = None) -> list[Entry]:
+def level_entries(found: Sequence[Level | None], metric: str, places: int | None = None) -> list[Entry]:
+    """Return a column of levels with ± half of their intervals, all with as many decimals as these deserve."""
     factor = names.scale(metric)
     halves = [factor * (level.high - level.low) / 2 if level else math.nan for level in found]
     digits = names.decimals(halves) if places is None else places
@@ -234,7 +263,8 @@ def _shown(found: Sequence[Level | None], metric: str, places: int | None = None
     return out
 
 
-def _differences(rows: Sequence[Mapping[str, Any] | None], metric: str) -> list[Entry]:
+def difference_entries(rows: Sequence[Mapping[str, Any] | None], metric: str) -> list[Entry]:
+    """Return a column of differences with their intervals, from rows of comparisons; None is shown as missing."""
     factor = names.scale(metric)
     known = [row for row in rows if row and row["low"] is not None]
     digits = names.decimals(factor * (row["high"] - row["low"]) / 2 for row in known)
@@ -268,11 +298,13 @@ def _mark(entries: Sequence[Entry], blocks: Sequence[str], higher_is_better: boo
     return out
 
 
-def _quiet(entry: Entry) -> Entry:
+def quiet(entry: Entry) -> Entry:
+    """Return the entry, or an empty one where a missing value is nothing that is missed."""
     return replace(entry, text="", n=None) if entry.value is None else entry
 
 
-def _text(shown: str, value: str | None = None) -> Entry:
+def text_entry(shown: str, value: str | None = None) -> Entry:
+    """Return an entry of text, with what csv and json hold where that is not what is shown."""
     return Entry(shown if value is None else value, shown)
 
 
@@ -286,6 +318,3 @@ def _plain(value: float, metric: str) -> Entry:
 def _mean(values: Sequence[float]) -> float:
     known = [value for value in values if math.isfinite(value)]
     return sum(known) / len(known) if known else math.nan
-
-
-RESULTS: dict[str, Callable[[Numbers], Table]] = {"main": main, "training": training, "effects": effects, "cost": cost}

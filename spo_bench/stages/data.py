@@ -16,6 +16,7 @@ from spo_bench.models.policy import load_tokenizer
 from spo_bench.plugins import get_task
 from spo_bench.stages.base import Work
 from spo_bench.task import SPLITS, Row, SplitName, Task
+from spo_bench.training.loop import TrainSettings
 
 NAMED_DROPS = 100  # rows of a split named in the audit; all are counted
 
@@ -154,6 +155,12 @@ def training_rows(work: Work) -> list[Mapping[str, Any]]:
     """Return the first ``fraction`` of the training rows, at least one: smaller fractions are nested in larger ones."""
     rows = load_split(work.inputs["data"], "train")
     return rows[: max(1, ceil(work.config["fraction"] * len(rows) - 1e-9))]
+
+
+def loop_settings(work: Work) -> TrainSettings:
+    """Return the loop's settings for the training rows; with ``equal_steps`` a fraction takes as many steps as all rows."""
+    rows = load_split(work.inputs["data"], "train") if work.config.get("equal_steps") else training_rows(work)
+    return TrainSettings.for_rows(work.config["settings"], len(rows))
 
 
 def eval_prompts(directory: Path) -> list[Mapping[str, Any]]:

@@ -27,7 +27,7 @@ def run(work: Work) -> None:
     own = _answers(work.inputs["samples"])
     against = _answers(work.inputs["opponent"]) if "opponent" in work.inputs else {i: row["chosen"] for i, row in prompts.items()}
     questions = [Question(i, plain_text(prompts[i]["prompt"]), answer, against[i], prompts[i]) for i, answer in own.items()]
-    verdicts = {"gold": _gold, "reward": _reward, "local": _local, "openai": _openai}[work.config["judge"]["kind"]](
+    verdicts = {"gold": _gold, "reward": _reward, "local": _asked, "openai": _asked}[work.config["judge"]["kind"]](
         work, questions
     )
     write_jsonl(work.out / "judgments.jsonl", ({"opponent": work.config["opponent"], **v.record()} for v in verdicts))
@@ -52,25 +52,27 @@ def _reward(work: Work, questions: list[Question]) -> list[Verdict]:
     return [by_value(q, own[q.id], against[q.id]) for q in questions]
 
 
-def _local(work: Work, questions: list[Question]) -> list[Verdict]:
-    """A language model on this machine decides."""
-    directory, trust = work.inputs["judge_model"], work.local["trust_remote_code"]
-    model, limit = load_policy(directory, work.numerics, trust_remote_code=trust), work.config["judge"]["max_length"]
-    judge: Judge = LocalJudge(
+def _asked(work: Work, questions: list[Question]) -> list[Verdict]:
+    return language_judge(work).compare(questions)
+
+
+def language_judge(work: Work) -> Judge:
+    """Return the judge of config ``judge`` that reads texts: a model on this machine (local), or behind an endpoint (openai).
+
+    An endpoint's replies are kept outside the artifact, so none is paid twice.
+    """
+    config = work.config["judge"]
+    if config["kind"] == "openai":
+        asked = {key: value for key, value in config.items() if key != "kind"}
+        return ApiJudge(**asked, **{**work.local["judge"], "cache": Path(work.local["judge"]["cache"])})
+    directory, trust, limit = work.inputs["judge_model"], work.local["judge_trust"], config["max_length"]
+    model = load_policy(directory, work.numerics, trust_remote_code=trust)
+    return LocalJudge(
         model=model,
         tokenizer=load_tokenizer(directory, trust),
-        template=work.config["judge"]["template"],
+        template=config["template"],
         numerics=work.numerics,
         max_length=limit,
         share=shares_prefixes(model, "trie", limit),
         name=work.local["judge_name"],
     )
-    return judge.compare(questions)
-
-
-def _openai(work: Work, questions: list[Question]) -> list[Verdict]:
-    """A model behind an OpenAI-compatible endpoint decides; its replies are kept outside the artifact, so none is paid twice."""
-    asked = {key: value for key, value in work.config["judge"].items() if key != "kind"}
-    traffic = {**work.local["judge"], "cache": Path(work.local["judge"]["cache"])}
-    judge: Judge = ApiJudge(**asked, **traffic)
-    return judge.compare(questions)

@@ -2,32 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from spo_bench.errors import StageError
+from spo_bench.files import read_jsonl
 from spo_bench.models.policy import load_policy
 from spo_bench.stages.base import Work
-from spo_bench.stages.data import load_split, training_rows
+from spo_bench.stages.data import load_split, loop_settings, training_rows
 from spo_bench.task import SplitName
 from spo_bench.training.examples import met_completions, mismatched, step_rows
-from spo_bench.training.loop import TrainSettings
 from spo_bench.training.probe import shares_prefixes
 from spo_bench.training.scoring import Floats, log_probs
+from spo_bench.training.trie import Ints
 
 SPLITS: tuple[SplitName, ...] = ("train", "eval")
 
 
 def run(work: Work) -> None:
-    """Write ``SPLIT.safetensors`` for train and eval: values and lengths of chosen and rejected, row by row."""
+    """Write ``SPLIT.safetensors`` for train and eval: values and lengths of a row's answers from best to worst, row by row."""
     model = load_policy(work.inputs["policy"], work.numerics, trust_remote_code=work.local["trust_remote_code"])
     share = shares_prefixes(model, work.config["packing"], work.config["max_length"])
     for split in SPLITS:
         records = load_split(work.inputs["data"], split)
-        items = [(np.asarray(r["prompt_ids"]), [np.asarray(r["chosen_ids"]), np.asarray(r["rejected_ids"])]) for r in records]
+        items = [(np.asarray(r["prompt_ids"]), [np.asarray(ids) for ids in answer_ids(r)]) for r in records]
         save(work.out / f"{split}.safetensors", log_probs(model, items, work.numerics, work.config["micro_tokens"], share))
 
 
@@ -38,7 +40,7 @@ def run_mismatched(work: Work) -> None:
     """
     model = load_policy(work.inputs["policy"], work.numerics, trust_remote_code=work.local["trust_remote_code"])
     records = training_rows(work)
-    settings = TrainSettings.for_rows(work.config["settings"], len(records))
+    settings = loop_settings(work)
     if min(settings.batch_size, len(records)) < 2:
         raise StageError("one training row a step: a mismatched pair needs another row's completions; give at least two rows")
     sides = [tuple(np.asarray(r[name]) for name in ("prompt_ids", "chosen_ids", "rejected_ids")) for r in records]
@@ -50,6 +52,31 @@ def run_mismatched(work: Work) -> None:
     share = shares_prefixes(model, settings.packing, settings.max_length)
     values = log_probs(model, items, work.numerics, settings.micro_tokens, share)
     save(work.out / "mismatched.safetensors", values)
+
+
+def run_explored(work: Work) -> None:
+    """Write ``explored.safetensors``: the policy's own greedy answer to every training prompt, under that policy.
+
+    Config: max_length (longer ones are cut, as ``explored_ids`` does), micro_tokens, packing, numerics. Inputs: policy, data,
+    samples (one a training row).
+    """
+    model = load_policy(work.inputs["policy"], work.numerics, trust_remote_code=work.local["trust_remote_code"])
+    share = shares_prefixes(model, work.config["packing"], work.config["max_length"])
+    records = load_split(work.inputs["data"], "train")
+    answers = explored_ids(work.inputs["samples"], records, work.config["max_length"])
+    items = [(np.asarray(r["prompt_ids"]), [ids]) for r, ids in zip(records, answers, strict=True)]
+    save(work.out / "explored.safetensors", log_probs(model, items, work.numerics, work.config["micro_tokens"], share))
+
+
+def answer_ids(record: Mapping[str, Any]) -> list[Sequence[int]]:
+    """Return the token ids of a row's answers, from best to worst."""
+    return [record["chosen_ids"], *record.get("between_ids", ()), record["rejected_ids"]]
+
+
+def explored_ids(samples: Path, records: Sequence[Mapping[str, Any]], max_length: int) -> list[Ints]:
+    """Return the token ids of the greedy answers to these rows, as they fit behind their prompts."""
+    by_row = {row["id"]: row["ids"] for row in read_jsonl(samples / "samples.jsonl")}
+    return [np.asarray(by_row[r["id"]][: max_length - len(r["prompt_ids"])], dtype=np.int64) for r in records]
 
 
 def save(path: Path, values: Sequence[Sequence[Floats]]) -> None:
@@ -65,8 +92,8 @@ def save(path: Path, values: Sequence[Sequence[Floats]]) -> None:
     save_file({"values": flat.astype(np.float32), "lengths": np.asarray([len(a) for a in arrays], dtype=np.int64)}, str(path))
 
 
-def load(path: Path) -> list[tuple[Floats, Floats]]:
-    """Return per row the per-token values of chosen and rejected."""
+def load(path: Path, answers: int = 2) -> list[tuple[Floats, ...]]:
+    """Return per row the per-token values of its answers (or of whatever number of sequences a row has in this file)."""
     stored = load_file(str(path))
     arrays = np.split(stored["values"], np.cumsum(stored["lengths"])[:-1]) if len(stored["lengths"]) else []
-    return list(zip(arrays[::2], arrays[1::2], strict=True))
+    return [tuple(arrays[i : i + answers]) for i in range(0, len(arrays), answers)]

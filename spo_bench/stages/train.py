@@ -3,50 +3,70 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from spo_bench.errors import StageError
-from spo_bench.files import read_jsonl, write_json, write_jsonl
+from spo_bench.files import write_json, write_jsonl
 from spo_bench.methods import get_method
-from spo_bench.models.chat import completion_ids
 from spo_bench.models.policy import add_lora, checkpoint_activations, load_policy, load_tokenizer, save_policy
-from spo_bench.spo.degrade import degraded_copies, degree_labels
 from spo_bench.spo.head import DegreeHead, add_bins, bin_counts, degree_loss
 from spo_bench.spo.settings import SpoSettings
 from spo_bench.stages.base import Work
-from spo_bench.stages.data import load_split, training_rows
-from spo_bench.stages.reference import load as load_reference
-from spo_bench.training.examples import SIDES, Copy, Example, micro_batches, stream_seed
+from spo_bench.stages.data import load_split, loop_settings, training_rows
+from spo_bench.stages.examples import example, samples_of, stored_reference
+from spo_bench.stages.reference import explored_ids
+from spo_bench.stages.rounds import NO_REFERENCE, Training, run_rounds
+from spo_bench.training.examples import Example, micro_batches, stream_seed
 from spo_bench.training.forward import hidden_states, pool
 from spo_bench.training.loop import TrainSettings, fit, peak_memory, reset_peak_memory
-from spo_bench.training.objective import Objective, Reference
+from spo_bench.training.objective import Objective
 from spo_bench.training.probe import trie_obstacle
+from spo_bench.training.trie import Ints
 
 
 def run(work: Work) -> None:
     """Write ``policy/`` (a Hugging Face directory), ``train.jsonl`` and ``summary.json``.
 
-    Config: method {name, version, hyperparameters}, spo (settings or null), settings (of the loop), lora, fraction (of the
-    training rows), gradient_checkpointing, numerics.
-    Inputs: policy, data, reference; mismatched where the method has a KL; samples where SPO degrades the policy's own answers.
+    Config: method {name, version, hyperparameters}, additions (name -> {version, settings}), spo (settings or null), settings
+    (of the loop), lora, fraction (of the training rows), equal_steps (whether a fraction takes as many steps as all
+    rows),
+    gradient_checkpointing, numerics; with pairs of the policy's own answers regime, generate, labeller.
+    Inputs: policy, data; offline also reference, mismatched where the method has a KL, samples where SPO degrades the policy's
+    own answers, greedy and explored where an addition wants the reference's greedy answer. What a regime needs: see ``rounds``.
     """
     started = time.perf_counter()
+    training = prepare(work)
+    steps: list[dict[str, Any]] = []
+    if work.config.get("regime"):
+        more = run_rounds(work, training, steps.append)
+    else:
+        more = offline(work, training, steps.append)
+    device = torch.device(work.numerics.device)
+    summary = costs(steps, time.perf_counter() - started, device) | more
+    write_jsonl(work.out / "train.jsonl", steps)
+    save_policy(training.objective.model, training.tokenizer, work.out / "policy")
+    settings, spo = training.settings, training.objective.spo
+    if spo is not None:
+        held_out = [example(r, training.tokenizer, spo, settings) for r in load_split(work.inputs["data"], "eval")]
+        summary["degrees"] = degree_accuracy(training.objective, held_out, settings)
+    write_json(work.out / "summary.json", {**summary, "packing": settings.packing, "packing_fallback": training.obstacle})
+
+
+def prepare(work: Work) -> Training:
+    """Load the policy and set up what is minimised; the rows come with the reference later."""
     method = get_method(work.config["method"]["name"])
     spo = SpoSettings(**work.config["spo"]["settings"]) if work.config["spo"] else None
-    tokenizer = load_tokenizer(work.inputs["policy"], work.local["trust_remote_code"])
+    trust = work.local["trust_remote_code"]
+    tokenizer = load_tokenizer(work.inputs["policy"], trust)
     records = training_rows(work)
-    settings = TrainSettings.for_rows(work.config["settings"], len(records))
+    settings = loop_settings(work)
     reset_peak_memory(torch.device(work.numerics.device))
-    on_policy = _samples(work.inputs["samples"]) if spo is not None and spo.text == "on_policy" else None
-    examples = [example(record, tokenizer, spo, settings, on_policy) for record in records]
-
-    model = load_policy(work.inputs["policy"], work.numerics, trust_remote_code=work.local["trust_remote_code"])
+    model = load_policy(work.inputs["policy"], work.numerics, trust_remote_code=trust)
     obstacle = trie_obstacle(model, settings.max_length) if settings.packing == "trie" else None
     if obstacle is not None:
         settings = replace(settings, packing="separate")
@@ -63,81 +83,34 @@ def run(work: Work) -> None:
         method=method,
         hyper=work.config["method"]["hyperparameters"],
         spo=spo,
-        reference=reference(work.inputs, records, settings),
+        reference=NO_REFERENCE,
         numerics=work.numerics,
+        additions={name: one["settings"] for name, one in work.config.get("additions", {}).items()},
+        seed=settings.seed,
     )
-    steps: list[dict[str, Any]] = []
-    fit(objective, examples, settings, steps.append)
-    write_jsonl(work.out / "train.jsonl", steps)
-    save_policy(model, tokenizer, work.out / "policy")
-    summary = summarise(examples, steps, settings, time.perf_counter() - started, torch.device(work.numerics.device))
-    if head is not None and spo is not None:
-        held_out = [example(r, tokenizer, spo, settings) for r in load_split(work.inputs["data"], "eval")]
-        summary["degrees"] = degree_accuracy(objective, held_out, settings)
-    write_json(work.out / "summary.json", {**summary, "packing": settings.packing, "packing_fallback": obstacle})
+    return Training(objective, tokenizer, settings, records, obstacle)
 
 
-def example(
-    record: Mapping[str, Any],
-    tokenizer: Any,
-    spo: SpoSettings | None,
-    settings: TrainSettings,
-    on_policy: Mapping[str, Sequence[int]] | None = None,
-) -> Example:
-    """Return a row as the loop sees it, with its degraded copies if there is SPO.
-
-    An answer that was cut has no end token and shows nothing beyond the cut; neither do its copies, else the end would tell
-    their degree. ``on_policy`` holds the SFT policy's own answers by row id, which then take the place of the data's.
-    """
-    prompt, chosen, rejected = (np.asarray(record[name], dtype=np.int64) for name in ("prompt_ids", "chosen_ids", "rejected_ids"))
-    copies: list[Copy] = []
-    if spo is not None:
-        intact = {i: ids for i, ids in enumerate((chosen, rejected)) if spo.side in (SIDES[i], "both")}
-        if on_policy is not None:
-            intact = {0: np.asarray(on_policy[record["id"]], dtype=np.int64)}
-        for side, ids in intact.items():
-            cut = ids[-1] != tokenizer.eos_token_id
-            whole = cut or on_policy is not None
-            text = tokenizer.decode(ids, skip_special_tokens=True).strip() if whole else record[SIDES[side]]
-            for degree, copy in zip(
-                degree_labels(text, spo, settings.seed), degraded_copies(text, spo, settings.seed), strict=True
-            ):
-                if copy is None:
-                    continue
-                # The intact copy is the answer itself, token by token.
-                tokens = (
-                    ids if copy == text else np.asarray(completion_ids(tokenizer, copy)[: -1 if cut else None], dtype=np.int64)
-                )
-                if len(tokens):
-                    copies.append(Copy(tokens[: settings.max_length - len(prompt)], degree, side))
-    return Example(id=record["id"], prompt=prompt, chosen=chosen, rejected=rejected, copies=tuple(copies))
-
-
-def _samples(directory: Path) -> dict[str, list[int]]:
-    return {row["id"]: row["ids"] for row in read_jsonl(directory / "samples.jsonl")}
-
-
-def reference(inputs: Mapping[str, Path], records: Sequence[Mapping[str, Any]], settings: TrainSettings) -> Reference:
-    """Read the frozen log-probabilities of the training rows.
-
-    Raises:
-        StageError: a row is missing or has another length than its completion.
-    """
-    tokens = load_reference(inputs["reference"] / "train.safetensors")[: len(records)]
-    for record, (chosen, rejected) in zip(records, tokens, strict=True):
-        if len(chosen) != len(record["chosen_ids"]) or len(rejected) != len(record["rejected_ids"]):
-            raise StageError(f"the reference of row {record['id']} has another length than its completions")
-    pairs = None
-    if "mismatched" in inputs:
-        stored = load_reference(inputs["mismatched"] / "mismatched.safetensors")
-        flat = torch.tensor([[float(a.sum(dtype=np.float64)), float(b.sum(dtype=np.float64))] for a, b in stored])
-        pairs = flat.view(settings.steps, -1, 2)
-    return Reference(
-        tokens=tokens,
-        sums=torch.tensor([[float(a.sum(dtype=np.float64)), float(b.sum(dtype=np.float64))] for a, b in tokens]),
-        lengths=torch.tensor([[len(a), len(b)] for a, b in tokens]),
-        mismatched=pairs,
-    )
+def offline(work: Work, training: Training, log: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """Train on the data's pairs; return what to record besides the steps."""
+    records, settings, objective = training.records, training.settings, training.objective
+    spo = objective.spo
+    on_policy = samples_of(work.inputs["samples"]) if spo is not None and spo.text == "on_policy" else None
+    greedy: Sequence[Ints | None] = [None] * len(records)
+    if "greedy" in work.inputs:
+        greedy = explored_ids(work.inputs["greedy"], records, settings.max_length)
+    examples = [
+        example(record, training.tokenizer, spo, settings, on_policy, explored)
+        for record, explored in zip(records, greedy, strict=True)
+    ]
+    if objective.method.needs_scores and any(item.scores is None for item in examples):
+        raise StageError(
+            f"{objective.method.name} reads the data's scores of both answers, and this task's rows have none: "
+            "give score_chosen and score_rejected, or another method"
+        )
+    fit(replace(objective, reference=stored_reference(work.inputs, examples, settings)), examples, settings, log)
+    separate = sum(item.row(share=False)[0].size for item in examples)
+    return {"tokens_per_pair_separate": separate / len(examples)}
 
 
 @torch.no_grad()
@@ -166,16 +139,12 @@ def degree_accuracy(objective: Objective, examples: Sequence[Example], settings:
     return {"accuracy": sum(row["correct"] for row in by_row) / total if total else None, "rows": by_row, "bins": bins}
 
 
-def summarise(
-    examples: Sequence[Example], steps: Sequence[Mapping[str, Any]], settings: TrainSettings, seconds: float, device: torch.device
-) -> dict[str, Any]:
-    """Return costs: tokens a pair as trained and as separate sequences; seconds; peak memory in bytes."""
-    separate = sum(item.row(share=False)[0].size for item in examples)
+def costs(steps: Sequence[Mapping[str, Any]], seconds: float, device: torch.device) -> dict[str, Any]:
+    """Return what a training took: tokens a pair; seconds; peak memory in bytes."""
     step_seconds = sum(row["seconds"] for row in steps)
     return {
         "tokens_per_pair": sum(row["tokens"] for row in steps) / sum(row["pairs"] for row in steps),
-        "tokens_per_pair_separate": separate / len(examples),
-        "steps": settings.steps,
+        "steps": len(steps),
         "seconds": seconds,
         "step_seconds": step_seconds,
         "pairs_per_second": sum(row["pairs"] for row in steps) / step_seconds,

@@ -25,24 +25,48 @@ class Copy:
 
 @dataclass(frozen=True)
 class Example:
-    """A tokenised row: prompt, two completions, and the copies whose degree is to be told (none without SPO)."""
+    """A tokenised row: a prompt, its answers from best to worst, and what SPO or an addition wants beside them.
+
+    Attributes:
+        id: of the row.
+        prompt: token ids.
+        chosen, rejected: the best and the worst answer.
+        copies: the copies whose degree is to be told; none without SPO.
+        between: further answers, ranked between the two.
+        scores: the data's quality of all answers, best first; None where only their order is known.
+        explored: the reference's own greedy answer, where an addition wants it.
+    """
 
     id: str
     prompt: Ints
     chosen: Ints
     rejected: Ints
     copies: tuple[Copy, ...] = ()
+    between: tuple[Ints, ...] = ()
+    scores: tuple[float, ...] | None = None
+    explored: Ints | None = None
+
+    @property
+    def answers(self) -> tuple[Ints, ...]:
+        """All answers, best first."""
+        return (self.chosen, *self.between, self.rejected)
+
+    @property
+    def scored(self) -> tuple[Ints, ...]:
+        """What the reference scores too: the answers, then the explored one."""
+        return self.answers if self.explored is None else (*self.answers, self.explored)
 
     def row(self, others: Sequence[Ints] = (), share: bool = True) -> tuple[TrieRow, list[Copy]]:
         """Return the row's trie and its pooled copies, in the order the pack numbers them.
 
-        Scored responses come in the order chosen, rejected, then ``others`` (completions of other prompts). An intact copy of
+        Scored responses come in the order of ``scored``, then ``others`` (completions of other prompts). An intact copy of
         a scored response is that response, so it costs nothing, shared or not.
         """
         copies = list(self.copies)
         responses, pooled = [], []
-        for side, tokens in enumerate((self.chosen, self.rejected, *others)):
-            same = [i for i, c in enumerate(copies) if c.side == side and np.array_equal(c.tokens, tokens)]
+        sides = {0: 0, len(self.answers) - 1: 1}
+        for place, tokens in enumerate((*self.scored, *others)):
+            same = [i for i, c in enumerate(copies) if c.side == sides.get(place) and np.array_equal(c.tokens, tokens)]
             pooled += [copies.pop(i) for i in same[:1]]
             responses.append(Response(tokens, scored=True, pooled=bool(same)))
         responses += [Response(copy.tokens, scored=False, pooled=True) for copy in copies]
@@ -91,12 +115,14 @@ class MicroBatch:
     Attributes:
         pack: the rows' tries side by side.
         places: positions of the rows within the step, shape (rows,).
-        scored_per_row: number of scored responses a row carries.
+        answers: number of answers a row ranks.
+        scored_per_row: number of scored responses a row carries: answers, perhaps an explored one, two of another row.
         degrees, sides: of every pooled copy, shape (pooled,).
     """
 
     pack: Pack
     places: Ints
+    answers: int
     scored_per_row: int
     degrees: Ints
     sides: Ints
@@ -111,7 +137,8 @@ def micro_batches(
 ) -> list[MicroBatch]:
     """Cut a step's rows into forward passes of at most ``budget`` tokens each.
 
-    With ``mismatched_within``, each row also carries the next row's completions, cut to that many tokens with its prompt.
+    All rows carry the same number of answers. With ``mismatched_within``, each row also carries the next row's completions, cut
+    to that many tokens with its prompt.
     """
     partners = dict(mismatched(rows)) if mismatched_within is not None else {}
     built = []
@@ -128,7 +155,8 @@ def micro_batches(
             MicroBatch(
                 pack=pack([built[place][0] for place in places], shared=share),
                 places=np.asarray(places, dtype=np.int64),
-                scored_per_row=4 if partners else 2,
+                answers=len(examples[rows[0]].answers),
+                scored_per_row=len(examples[rows[0]].scored) + (2 if partners else 0),
                 degrees=np.asarray([copy.degree for copy in copies], dtype=np.int64),
                 sides=np.asarray([copy.side for copy in copies], dtype=np.int64),
             )

@@ -81,15 +81,23 @@ def head_logits(model: Any, hidden: Tensor) -> Tensor:
 
 
 def token_log_probs(model: Any, hidden: Tensor, batch: Pack) -> Tensor:
-    """Return the log-probability of every token of every scored response, fp32, nats, shape (tokens,).
+    """Return the log-probability of every token of every scored response, fp32, nats, shape (tokens,)."""
+    return token_statistics(model, hidden, batch)[0]
+
+
+def token_statistics(model: Any, hidden: Tensor, batch: Pack, collisions: bool = False) -> tuple[Tensor, Tensor | None]:
+    """Return (log p(y_t), log sum_v p(v)^2) at every token of every scored response, fp32, nats, each of shape (tokens,).
 
     Only the nodes that predict a wanted token go through the head, chunk by chunk; a chunk's logits are computed again in
-    the backward pass instead of being kept.
+    the backward pass instead of being kept. The second, the log-probability that two draws from the policy agree, has no
+    gradient and is None unless ``collisions`` asks for it.
     """
 
-    def chunk(rows: Tensor, targets: Tensor) -> Tensor:
+    def chunk(rows: Tensor, targets: Tensor) -> tuple[Tensor, Tensor | None]:
         logits = head_logits(model, rows).float()
-        return logits.gather(1, targets[:, None])[:, 0] - logits.logsumexp(dim=1)
+        total = logits.logsumexp(dim=1)
+        agree = (2 * logits.detach()).logsumexp(dim=1) - 2 * total.detach() if collisions else None
+        return logits.gather(1, targets[:, None])[:, 0] - total, agree
 
     rows = hidden[batch.edge_parents]
     vocabulary = model.get_output_embeddings().weight.shape[0]
@@ -100,8 +108,11 @@ def token_log_probs(model: Any, hidden: Tensor, batch: Pack) -> Tensor:
     else:
         edges = [checkpoint(chunk, *piece, use_reentrant=False) for piece in pieces]
     if not edges:
-        return hidden.new_zeros(0, dtype=torch.float32)
-    return torch.cat(edges)[batch.token_edges]
+        empty = hidden.new_zeros(0, dtype=torch.float32)
+        return empty, empty if collisions else None
+    values = torch.cat([edge[0] for edge in edges])[batch.token_edges]
+    agreed = [edge[1] for edge in edges if edge[1] is not None]
+    return values, torch.cat(agreed)[batch.token_edges] if agreed else None
 
 
 def response_sums(values: Tensor, batch: Pack) -> tuple[Tensor, Tensor]:

@@ -17,9 +17,12 @@ import torch
 from torch import Tensor
 
 from spo_bench.errors import StageError
+from spo_bench.methods import get_addition
 from spo_bench.spo.head import add_bins
 from spo_bench.training.examples import Example, MicroBatch, micro_batches, step_rows, stream_seed
-from spo_bench.training.objective import Objective
+from spo_bench.training.moving import MovingReference
+from spo_bench.training.objective import Objective, Statistics
+from spo_bench.training.trie import Ints
 
 # What policy and reference may differ by at step 0, in nats per token: (mean, largest). Different packs of the same tokens
 # round differently (SmolLM2-135M in bfloat16: .027 and .18 measured); a wrong reference, template, adapter or dropout is off
@@ -74,57 +77,110 @@ def descend(optimizer: torch.optim.Optimizer, weights: Sequence[torch.nn.Paramet
     return norm
 
 
+@dataclass
+class Progress:
+    """What a training carries from step to step, besides the weights.
+
+    Attributes:
+        policy, head: the optimizers; ``head`` is None without SPO.
+        moving: the reference that follows the policy, where there is one.
+        step: number of steps taken.
+        running: the method's running statistics.
+    """
+
+    policy: torch.optim.Optimizer
+    head: torch.optim.Optimizer | None
+    moving: MovingReference | None
+    step: int = 0
+    running: Statistics = None
+
+
+def begin(objective: Objective, settings: TrainSettings) -> Progress:
+    """Return the progress of a training that has not taken a step."""
+    weights = trained(objective.model)
+    # The head starts from random weights, so it has a rate of its own; and it is clipped apart, so that its gradient never
+    # scales the policy's step: with the trunk detached, the policy is the baseline's to the bit.
+    head = list(objective.head.parameters()) if objective.head else []
+    return Progress(
+        policy=torch.optim.AdamW(weights, weight_decay=settings.weight_decay, fused=True),
+        head=torch.optim.AdamW(head, weight_decay=0.0, fused=True) if head else None,
+        moving=MovingReference(weights, **objective.additions["ref_sync"]) if "ref_sync" in objective.additions else None,
+    )
+
+
+def trained(model: Any) -> list[torch.nn.Parameter]:
+    """Return the weights that are trained."""
+    return [weight for weight in model.parameters() if weight.requires_grad]
+
+
 def fit(
-    objective: Objective, examples: Sequence[Example], settings: TrainSettings, log: Callable[[dict[str, Any]], None]
-) -> None:
+    objective: Objective,
+    examples: Sequence[Example],
+    settings: TrainSettings,
+    log: Callable[[dict[str, Any]], None],
+    plan: Sequence[Ints] | None = None,
+    progress: Progress | None = None,
+) -> Progress:
     """Train a policy (and the degree head, if there is one) in place; ``log`` gets one row a step.
 
     Rows, their order, and every random stream depend on the data and the seed alone, so a baseline and its SPO twin see the
     same.
+
+    Args:
+        objective: what is minimised, over which model.
+        examples: the rows.
+        settings: of the loop.
+        log: takes the row of ``train.jsonl``.
+        plan: the rows of every step; None: as the settings say.
+        progress: of a training that goes on with these rows; None: it begins.
 
     Raises:
         StageError: policy and reference disagree at step 0, the first loss is not what it must be, or a number is not finite.
     """
     model, head, method = objective.model, objective.head, objective.method
     device = torch.device(objective.numerics.device)
-    policy_weights = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(policy_weights, weight_decay=settings.weight_decay, fused=True)
-    # The head starts from random weights, so it has a rate of its own; and it is clipped apart, so that its gradient never
-    # scales the policy's step: with the trunk detached, the policy is the baseline's to the bit.
-    head_weights = list(head.parameters()) if head else []
-    head_optimizer = torch.optim.AdamW(head_weights, weight_decay=0.0, fused=True) if head_weights else None
-    plan = step_rows(len(examples), settings.batch_size, settings.steps, settings.seed)
+    progress = begin(objective, settings) if progress is None else progress
+    share, partner = settings.packing == "trie", settings.max_length if method.needs_kl else None
 
-    for step, rows in enumerate(plan):
-        started = time.perf_counter()
-        share, partner = settings.packing == "trie", settings.max_length if method.needs_kl else None
-        batches = micro_batches(examples, rows, settings.micro_tokens, share, partner)
-        batches = [batch.to(device) for batch in batches]
+    for place, rows in enumerate(plan or step_rows(len(examples), settings.batch_size, settings.steps, settings.seed)):
+        started, step = time.perf_counter(), progress.step
+        batches = [batch.to(device) for batch in micro_batches(examples, rows, settings.micro_tokens, share, partner)]
+        frozen = [_reference(objective, progress.moving, batch, rows, place) for batch in batches]
         if step == 0:
-            check_start(objective, batches, rows)
+            check_start(objective, batches, frozen, rows)
         model.train()
         copies = sum(len(batch.degrees) for batch in batches)
         dropout = stream_seed(settings.seed, "dropout", step)
-        coupled = method.batch_coupled and len(batches) > 1
-        upstream = objective.whole_step_gradient(batches, rows, step, dropout) if coupled else None
+        upstream = None
+        if method.batch_coupled and len(batches) > 1:
+            gradient, whole, progress.running = objective.whole_step_gradient(
+                batches, frozen, rows, step, dropout, progress.running
+            )
+            upstream = gradient, whole
         torch.manual_seed(dropout)
         logged, bins = Sums(), dict[str, list[int]]()
-        for batch in batches:
-            sums, _, layer = objective.forward(batch)
-            pairs = objective.pairs(sums, rows[batch.places], step, batch.places)
-            gradient = (upstream[0][batch.places], upstream[1]) if upstream else None
-            loss, parts = objective.alignment(pairs, len(batch.places) / len(rows), gradient)
-            logged.add(parts)
+        for batch, old in zip(batches, frozen, strict=True):
+            sums, _, layer, collisions = objective.forward(batch)
+            lists, part = objective.lists(batch, sums, old, collisions, rows[batch.places], step), len(batch.places) / len(rows)
+            if upstream is not None:
+                loss, value = (sums * upstream[0][batch.places]).sum(), upstream[1] * part
+            else:
+                losses, progress.running = objective.losses(lists, progress.running)
+                loss = value = losses.mean() * part
+            logged.add(objective.logged(lists, value, part))
             if head is not None and copies:
                 degree, degree_parts, counts = objective.degree(layer, batch, step, copies)
                 loss = loss + degree
                 logged.add({**degree_parts, "weighted_degree_loss": degree.detach()})
                 add_bins(bins, counts)
             loss.backward()
-        grad_norm = descend(optimizer, policy_weights, learning_rate_at(settings, step), settings.clip)
-        if head_optimizer is not None and objective.spo is not None:
+        grad_norm = descend(progress.policy, trained(model), learning_rate_at(settings, step), settings.clip)
+        if progress.head is not None and head is not None and objective.spo is not None:
             head_rate = learning_rate_at(replace(settings, learning_rate=objective.spo.head_learning_rate), step)
-            descend(head_optimizer, head_weights, head_rate, settings.clip)
+            descend(progress.head, list(head.parameters()), head_rate, settings.clip)
+        progress.step += 1
+        if progress.moving is not None:
+            progress.moving.follow(progress.step)
 
         row: dict[str, Any] = {"step": step, "loss": 0.0, **logged.values(), "grad_norm": float(grad_norm)}
         row["loss"] = row["alignment_loss"] + row.pop("weighted_degree_loss", 0.0)
@@ -141,9 +197,18 @@ def fit(
             row["degree_accuracy_bins"] = bins
         log({**row, "seconds": time.perf_counter() - started, "peak_memory": peak_memory(device)})
     model.eval()
+    return progress
 
 
-def check_start(objective: Objective, batches: Sequence[MicroBatch], rows: np.ndarray[Any, Any]) -> None:
+def _reference(objective: Objective, moving: MovingReference | None, batch: MicroBatch, rows: Ints, place: int) -> Tensor:
+    """Return the reference's sums of a micro-batch, (rows, scored a row): stored, or run anew where the reference moved."""
+    if moving is None or not moving.moved:
+        return objective.stored(rows[batch.places], place, batch.places)
+    with torch.no_grad(), moving.in_place(objective.model):
+        return objective.forward(batch)[0]
+
+
+def check_start(objective: Objective, batches: Sequence[MicroBatch], stored: Sequence[Tensor], rows: Ints) -> None:
     """Assert, before the first step, that the policy is the reference and the loss has its analytic value.
 
     Raises:
@@ -153,20 +218,22 @@ def check_start(objective: Objective, batches: Sequence[MicroBatch], rows: np.nd
     gaps = []
     with torch.no_grad():
         outputs = [objective.forward(batch) for batch in batches]
-        for batch, (_, values, _) in zip(batches, outputs, strict=True):
+        for batch, (_, values, _, _) in zip(batches, outputs, strict=True):
             frozen = [objective.reference.tokens[row] for row in rows[batch.places]]
             own = torch.split(values, torch.bincount(batch.pack.token_owner, minlength=batch.pack.scored).tolist())
-            for place, pair in enumerate(frozen):
-                for side in (0, 1):
-                    gaps.append(np.abs(own[place * batch.scored_per_row + side].cpu().numpy() - pair[side]))
+            for place, sequences in enumerate(frozen):
+                for side, sequence in enumerate(sequences):
+                    gaps.append(np.abs(own[place * batch.scored_per_row + side].cpu().numpy() - sequence))
         places = np.concatenate([batch.places for batch in batches])
-        sums = torch.cat([output[0] for output in outputs])
-        pairs = objective.pairs(sums, rows[places], 0, places)
-        frozen_sums = sums.clone()
-        if pairs.reference_chosen is not None and pairs.reference_rejected is not None:
-            frozen_sums[:, 0], frozen_sums[:, 1] = pairs.reference_chosen, pairs.reference_rejected
-        losses = float(objective.method.loss(pairs, objective.hyper).mean())
-        expected = float(objective.method.loss(objective.pairs(frozen_sums, rows[places], 0, places), objective.hyper).mean())
+        sums, kept = torch.cat([output[0] for output in outputs]), torch.cat(list(stored))
+        collisions = None if outputs[0][3] is None else torch.cat([output[3] for output in outputs if output[3] is not None])
+        kept = kept.to(sums)
+
+        def value(of: Tensor) -> float:
+            lists = objective.lists(batches[0], of, kept, collisions, rows[places], 0)
+            return float(objective.losses(lists, None)[0].mean())
+
+        loss, expected = value(sums), value(kept)
     gap = np.concatenate(gaps)
     mean, largest = START_TOLERANCE[objective.numerics.dtype]
     if gap.mean() > mean or gap.max() > largest:
@@ -174,13 +241,18 @@ def check_start(objective: Objective, batches: Sequence[MicroBatch], rows: np.nd
             f"policy and reference disagree at step 0: per-token log-probabilities differ by {gap.mean():.3g} on average and "
             f"{gap.max():.3g} at most (allowed {mean:g} and {largest:g} nats)"
         )
-    if objective.method.at_start is not None:
-        expected = objective.method.at_start(objective.hyper)
-    # What remains are the rounding errors of a summed log-ratio, times whatever slope the method has.
-    tolerance = (1e-3 if objective.numerics.dtype == "float32" else 2e-1) * max(1.0, abs(expected))
-    if abs(losses - expected) > tolerance:
-        name = objective.method.name
-        raise StageError(f"the loss of {name} at step 0 is {losses:.6g}; where policy and reference agree it is {expected:.6g}")
+    method = objective.method
+    checks = []
+    if method.at_start is not None and all(get_addition(name).term is None for name in objective.additions):
+        checks.append((expected, method.at_start(objective.hyper), 1e-4))
+    if objective.numerics.dtype == "float32":
+        # What remains are the rounding errors of a summed log-ratio, times whatever slope the method has.
+        checks.append((loss, expected, 1e-3))
+    for found, wanted, tolerance in checks:
+        if abs(found - wanted) > tolerance * max(1.0, abs(wanted)):
+            raise StageError(
+                f"the loss of {method.name} at step 0 is {found:.6g}; where policy and reference agree it is {wanted:.6g}"
+            )
 
 
 class Sums:

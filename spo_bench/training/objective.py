@@ -1,13 +1,13 @@
-"""What a training step minimises: L = L_method + gamma * L_degree, as one term a micro-batch.
+"""What a training step minimises: L = L_method + L_additions + gamma * L_degree, as one term a micro-batch.
 
-L_method is a mean over the step's pairs, L_degree a mean over its copies. Each micro-batch contributes its sum over the whole
+L_method is a mean over the step's rows, L_degree a mean over its copies. Each micro-batch contributes its sum over the whole
 step's count, so how a step is cut into micro-batches changes nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,13 +15,17 @@ import torch
 from torch import Tensor
 
 from spo_bench.errors import StageError
-from spo_bench.methods.base import Method, Pairs
+from spo_bench.methods import get_addition
+from spo_bench.methods.base import Lists, Method
+from spo_bench.methods.lists import pair_of, row_losses
 from spo_bench.models.numerics import Numerics
 from spo_bench.spo.head import DegreeHead, bin_counts, degree_loss
 from spo_bench.spo.settings import SpoSettings, gamma_at
-from spo_bench.training.examples import MicroBatch
-from spo_bench.training.forward import hidden_states, pool, response_sums, token_log_probs
+from spo_bench.training.examples import MicroBatch, stream_seed
+from spo_bench.training.forward import hidden_states, pool, response_sums, token_statistics
 from spo_bench.training.trie import Ints
+
+Statistics = Mapping[str, Tensor] | None
 
 
 @dataclass(frozen=True)
@@ -29,22 +33,34 @@ class Reference:
     """Frozen log-probabilities of the training completions, fp32, nats.
 
     Attributes:
-        tokens: per row the per-token values of chosen and rejected, each of shape (length,).
-        sums: their sums, shape (rows, 2).
-        lengths: their token counts, shape (rows, 2).
+        tokens: per row the per-token values of its scored responses (``Example.scored``), each of shape (length,).
+        sums: their sums, shape (rows, scored).
+        lengths: their token counts, shape (rows, scored).
+        scores: the data's quality of the answers, shape (rows, answers); None where only their order is known.
         mismatched: sums for every step's prompts with the next row's chosen and rejected, shape (steps, batch, 2); only for
             methods that need a KL.
     """
 
-    tokens: Sequence[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]]
+    tokens: Sequence[Sequence[np.ndarray[Any, Any]]]
     sums: Tensor
     lengths: Tensor
+    scores: Tensor | None = None
     mismatched: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class Objective:
-    """The loss of a method, with or without SPO, over one model."""
+    """The loss of a method with its additions, with or without SPO, over one model.
+
+    Attributes:
+        model, head: the policy, and SPO's head.
+        method, hyper: the method and its hyperparameters.
+        spo: SPO's settings, None without it.
+        reference: of the rows.
+        numerics: device and type.
+        additions: name -> settings.
+        seed: of the draws a loss makes.
+    """
 
     model: Any
     head: DegreeHead | None
@@ -53,35 +69,58 @@ class Objective:
     spo: SpoSettings | None
     reference: Reference
     numerics: Numerics
+    additions: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    seed: int = 0
 
-    def forward(self, batch: MicroBatch) -> tuple[Tensor, Tensor, Tensor]:
-        """Return (sums (rows, scored a row), per-token log-probabilities (tokens,), hidden states SPO reads (nodes, hidden))."""
+    def forward(self, batch: MicroBatch) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Return (sums (rows, scored a row), per-token log-probabilities (tokens,), hidden states SPO reads (nodes, hidden),
+        sums of the collisions (rows, scored a row) where the method reads them).
+        """
         with self.numerics.autocast():
             last, layer = hidden_states(self.model, batch.pack, self.spo.layer if self.spo else -1)
-            values = token_log_probs(self.model, last, batch.pack)
-        return response_sums(values, batch.pack)[0].view(-1, batch.scored_per_row), values, layer
+            values, collisions = token_statistics(self.model, last, batch.pack, self.method.needs_collision)
+        sums, *more = (
+            response_sums(each, batch.pack)[0].view(-1, batch.scored_per_row) for each in (values, collisions) if each is not None
+        )
+        return sums, values, layer, more[0] if more else None
 
-    def pairs(self, sums: Tensor, rows: Ints, step: int, places: Ints) -> Pairs:
-        """Put sums (n, scored a row) beside the reference of those rows (n,), at those places of the step."""
-        index = torch.from_numpy(rows)
-        frozen, lengths = self.reference.sums[index].to(sums.device), self.reference.lengths[index].to(sums)
-        kl = None
+    def stored(self, rows: Ints, step: int, places: Ints) -> Tensor:
+        """Return the reference's sums of those rows at those places of the step, in the columns of ``forward``'s."""
+        frozen = self.reference.sums[torch.from_numpy(rows)]
         if self.method.needs_kl:
             if self.reference.mismatched is None:
                 raise StageError(f"method {self.method.name} needs the reference of mismatched pairs")
-            kl = (sums[:, 2:] - self.reference.mismatched[step][torch.from_numpy(places)].to(sums)).detach().flatten()
-        return Pairs(
-            policy_chosen=sums[:, 0],
-            policy_rejected=sums[:, 1],
-            reference_chosen=frozen[:, 0],
-            reference_rejected=frozen[:, 1],
-            chosen_length=lengths[:, 0],
-            rejected_length=lengths[:, 1],
-            kl=kl,
+            frozen = torch.cat([frozen, self.reference.mismatched[step][torch.from_numpy(places)]], 1)
+        return frozen.to(self.numerics.device)
+
+    def lists(self, batch: MicroBatch, sums: Tensor, frozen: Tensor, collisions: Tensor | None, rows: Ints, step: int) -> Lists:
+        """Put what the policy says of rows (n,) beside what the reference says; all but ``rows`` have ``sums``' columns."""
+        n, index = batch.answers, torch.from_numpy(rows)
+        scored = self.reference.sums.shape[1]
+        ratios = sums - frozen.to(sums)
+        return Lists(
+            policy=sums[:, :n],
+            reference=frozen[:, :n].to(sums),
+            lengths=self.reference.lengths[index, :n].to(sums),
+            scores=None if self.reference.scores is None else self.reference.scores[index].to(sums),
+            collisions=None if collisions is None else collisions[:, :n],
+            explored=ratios[:, n] if scored > n else None,
+            kl=ratios[:, scored:].detach().flatten() if self.method.needs_kl else None,
+            seed=stream_seed(self.seed, "loss", step),
         )
 
-    def whole_step_gradient(self, batches: Sequence[MicroBatch], rows: Ints, step: int, seed: int) -> tuple[Tensor, Tensor]:
-        """Return the gradient of a batch-coupled loss at each pair's sums, (rows, 2), and the loss, over the whole step.
+    def losses(self, lists: Lists, running: Statistics) -> tuple[Tensor, Statistics]:
+        """Return every row's loss, (rows,), and the method's running statistics with these rows counted."""
+        losses, running = row_losses(self.method, lists, self.hyper, running)
+        for name, settings in self.additions.items():
+            term = get_addition(name).term
+            losses = losses if term is None else losses + term(lists, settings, self.hyper)
+        return losses, running
+
+    def whole_step_gradient(
+        self, batches: Sequence[MicroBatch], frozen: Sequence[Tensor], rows: Ints, step: int, seed: int, running: Statistics
+    ) -> tuple[Tensor, Tensor, Statistics]:
+        """Return the gradient of a batch-coupled loss at each row's sums, (rows, scored a row), the loss, and the statistics.
 
         The step runs once without gradient to get all sums, where the loss is differentiated; the second run carries that
         gradient on into the weights. Same result as one large batch, in the memory of a small one. Both runs begin with the
@@ -89,33 +128,27 @@ class Objective:
         """
         torch.manual_seed(seed)
         with torch.no_grad():
-            sums = torch.cat([self.forward(batch)[0] for batch in batches])
-        leaf = sums[:, :2].detach().requires_grad_()
-        loss = self.method.loss(
-            self.pairs(torch.cat([leaf, sums[:, 2:].detach()], 1), rows, step, np.arange(len(rows))), self.hyper
-        ).mean()
+            outputs = [self.forward(batch) for batch in batches]
+        leaf = torch.cat([output[0] for output in outputs]).detach().requires_grad_()
+        collisions = torch.cat([output[3] for output in outputs if output[3] is not None]) if outputs[0][3] is not None else None
+        losses, running = self.losses(self.lists(batches[0], leaf, torch.cat(list(frozen)), collisions, rows, step), running)
+        loss = losses.mean()
         (gradient,) = torch.autograd.grad(loss, leaf)
-        return gradient, loss.detach()
+        return gradient, loss.detach(), running
 
-    def alignment(self, pairs: Pairs, share: float, upstream: tuple[Tensor, Tensor] | None) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return L_method's term of a micro-batch holding ``share`` of the step's pairs, and what to log of it."""
-        if upstream is None:
-            term = self.method.loss(pairs, self.hyper).mean() * share
-            value = term.detach()
-        else:
-            term = (torch.stack([pairs.policy_chosen, pairs.policy_rejected], 1) * upstream[0]).sum()
-            value = upstream[1] * share
+    def logged(self, lists: Lists, value: Tensor, share: float) -> dict[str, Tensor]:
+        """Return what to log of a micro-batch holding ``share`` of the step's rows: of the best and the worst answer."""
         with torch.no_grad():
+            pairs = pair_of(lists)
             chosen, rejected = self.method.rewards(pairs, self.hyper)
             ratio_chosen, ratio_rejected = pairs.log_ratios()
-            parts = {
-                "alignment_loss": value,
+            return {
+                "alignment_loss": value.detach(),
                 "reward_accuracy": (chosen > rejected).float().mean() * share,
                 "margin": (chosen - rejected).mean() * share,
                 "chosen_logratio": ratio_chosen.mean() * share,
                 "rejected_logratio": ratio_rejected.mean() * share,
             }
-        return term, parts
 
     def degree(
         self, layer: Tensor, batch: MicroBatch, step: int, copies: int

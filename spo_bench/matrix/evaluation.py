@@ -1,0 +1,205 @@
+"""The stages that evaluate a policy: scores, reward models, judges. Nothing runs here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from spo_bench.errors import InputError
+from spo_bench.judging.api import ApiJudge
+from spo_bench.judging.api_text import check_template
+from spo_bench.matrix.identity import judge_of, method_identity, metric_content, metric_label, reward_label, task_identity
+from spo_bench.matrix.spec import MethodSpec, Spec, TaskSpec
+from spo_bench.models.source import check_reward_model, layers_and_positions, model_identity, resolve
+from spo_bench.stages.base import Stage
+from spo_bench.stages.registry import version
+from spo_bench.store.artifacts import HashCache
+from spo_bench.task import Task
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a plan will run: what keys must not depend on, besides the device's type."""
+
+    device: str
+    hashes: HashCache
+    offline: bool = False
+    tasks_dirs: tuple[str, ...] = ()
+
+
+def on_disk(directory: Path, place: Place) -> Stage:
+    """Return the stage of a model that is only read: weights and tokenizer are both what it is."""
+    return Stage("model", version("model"), model_identity(directory, place.hashes), local={"directory": str(directory)})
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How one model's policies are evaluated.
+
+    Attributes:
+        spec, place, tasks: the matrix, where it runs, its tasks by label.
+        data: the plain data of every task by label; a cell's own data may be a view of it, with the same prompts.
+        policy: the SFT policy, which adapters sit on and reward models start from.
+        local, numerics, full: of every stage of this model; ``full`` where all weights are trained.
+        forward: config of stages that only read log-probabilities.
+        settings: of a training loop that all seeds share.
+    """
+
+    spec: Spec
+    place: Place
+    tasks: Mapping[str, Task]
+    data: Mapping[str, Stage]
+    policy: Stage
+    local: Mapping[str, Any]
+    numerics: Mapping[str, Any]
+    full: Mapping[str, Any]
+    forward: Mapping[str, Any]
+    settings: Mapping[str, Any]
+
+    def task_local(self, task: TaskSpec) -> dict[str, Any]:
+        """Return what a stage needs to load a task here."""
+        return {"task": task.name, "data": task.data, "tasks_dirs": list(self.place.tasks_dirs), "max_dropped": task.max_dropped}
+
+    def score(
+        self,
+        task: TaskSpec,
+        data: Stage,
+        samples: Stage,
+        train: Stage | None,
+        method: MethodSpec | None,
+        reference: Stage | None,
+    ) -> Stage:
+        """Return what needs no opponent; ``train``, ``method`` and ``reference`` are None for the SFT policy itself."""
+        metrics = {metric_label(name): name for name in (*self.tasks[task.label].metrics, *task.metrics)}
+        config = {
+            "metrics": {label: metric_content(name) for label, name in metrics.items()},
+            "method": method_identity(method) if method else None,
+            "task": task_identity(self.tasks[task.label]),
+            **self.forward,
+        }
+        inputs = {"samples": samples, "data": data, "base": self.policy}
+        if train is not None and reference is not None:
+            inputs |= {"policy": train, "reference": reference}
+        return Stage("score", version("score"), config, inputs, {**self.local, **self.task_local(task), "metrics": metrics})
+
+    def reward_model(self, task: TaskSpec, name: str) -> Stage:
+        """Return a reward model: on disk, or trained on the task's held-out pairs."""
+        if name != "trained":
+            directory = resolve(name, None, self.place.offline)
+            check_reward_model(directory)
+            return on_disk(directory, self.place)
+        wanted = self.spec.reward_training
+        settings = {**self.settings, **wanted.model_dump(mode="json")}
+        config = {
+            "settings": settings,
+            "gradient_checkpointing": self.spec.train.gradient_checkpointing,
+            "max_length": self.judged_length,
+            "numerics": self.full,
+        }
+        inputs = {"policy": self.policy, "data": self.data[task.label]}
+        return Stage("reward_model", version("reward_model"), config, inputs, self.local)
+
+    @property
+    def judged_length(self) -> int:
+        """Return the most tokens a prompt with an answer has: the data's limit and a generated answer."""
+        return self.spec.train.max_length + self.spec.generate.max_new_tokens
+
+    def _reward(self, task: TaskSpec, name: str, samples: Stage | None) -> Stage:
+        """Return a reward model's scores of a policy's answers, or of the data's chosen ones, to the task's plain prompts."""
+        config = {"max_length": self.judged_length, "numerics": self.numerics, "of": "samples" if samples else "chosen"}
+        inputs = {"reward_model": self.reward_model(task, name), "data": self.data[task.label]}
+        # Trust in the policy's own code is no trust in a reward model's.
+        local = self.local if name == "trained" else {**self.local, "trust_remote_code": False}
+        return Stage("reward", version("reward"), config, inputs | ({"samples": samples} if samples else {}), local)
+
+    def rewards(self, task: TaskSpec, samples: Stage) -> dict[str, Stage]:
+        """Return the stages that score a policy's answers, one a reward model."""
+        return {f"reward/{reward_label(name)}": self._reward(task, name, samples) for name in self.spec.rewards}
+
+    def judgments(self, task: TaskSpec, data: Stage, samples: Stage, opponents: Mapping[str, Stage | None]) -> dict[str, Stage]:
+        """Return a judge stage an opponent (None: the data's chosen answers), none where the spec has no judge."""
+        kind, target = judge_of(self.spec, self.tasks[task.label])
+        if kind is None:
+            return {}
+        judge, judging, local = self._judge(task, kind, target)
+        shared: dict[str, Stage] = {"data": data, "samples": samples, **judging}
+        if kind == "reward":
+            shared["own_rewards"] = self._reward(task, target, samples)
+        stages = {}
+        for name, opponent in opponents.items():
+            inputs = shared | ({"opponent": opponent} if opponent else {})
+            if kind == "reward":
+                inputs["opponent_rewards"] = self._reward(task, target, opponent)
+            config = {"judge": judge, "opponent": name, "numerics": self.numerics}
+            stages[f"judge/{name}"] = Stage("judge", version("judge"), config, inputs, local)
+        return stages
+
+    def _judge(self, task: TaskSpec, kind: str, target: str) -> tuple[dict[str, Any], dict[str, Stage], dict[str, Any]]:
+        """Return a judge as (config, input stages, local settings)."""
+        judge: dict[str, Any] = {"kind": kind}
+        inputs: dict[str, Stage] = {}
+        local = {**self.local, **self.task_local(task)}
+        if kind == "gold":
+            judge["task"] = task_identity(self.tasks[task.label])
+        elif kind == "openai" and self.spec.judge is not None:
+            wanted = self.spec.judge.model_dump(mode="json", exclude={"backend"})
+            numbers = ("model", "base_url", "max_tokens", "temperature")
+            judge |= {"template": self.tasks[task.label].judge_prompt, **{key: wanted[key] for key in numbers}}
+            # One purse for the whole run, and replies that outlive a stage that fails.
+            traffic = {key: value for key, value in wanted.items() if key not in numbers}
+            local["judge"] = {**traffic, "cache": str(self.place.hashes.root / "judge.sqlite"), "budget": self.spec.name}
+            ApiJudge(**{key: value for key, value in judge.items() if key != "kind"}, **traffic)  # refuses what cannot work
+        elif kind == "local":
+            directory = resolve(target, None, self.place.offline)
+            template = self.tasks[task.label].judge_prompt
+            check_template(template)
+            judge |= {"template": template, "max_length": min(4096, layers_and_positions(directory)[1] or 4096)}
+            inputs["judge_model"] = on_disk(directory, self.place)
+            local |= {"judge_trust": False, "judge_name": target}  # trust in the policy's code is no trust in a judge's
+        return judge, inputs, local
+
+    def labeller(self, task: TaskSpec, wanted: str | None) -> tuple[dict[str, Any], dict[str, Stage], dict[str, Any]]:
+        """Return who ranks a policy's own answers during training, as (config, input stages, local settings).
+
+        Raises:
+            InputError: nobody can rank the answers of this task.
+        """
+        kind, target = judge_of(self.spec, self.tasks[task.label])
+        if wanted == "gold" and not self.tasks[task.label].controlled:
+            raise InputError(
+                f"labeller gold for task '{task.label}'", "only a controlled world has a known reward", "label with reward:MODEL"
+            )
+        if wanted == "gold" or (wanted is None and self.tasks[task.label].controlled):
+            kind, target = "gold", ""
+        elif wanted is not None and wanted.startswith("reward:"):
+            kind, target = "reward", wanted.removeprefix("reward:")
+        if kind is None:
+            raise InputError(
+                f"regime on task '{task.label}' without a labeller",
+                "the policy's own answers are ranked by a reward model or a judge",
+                "set labeller: reward:MODEL, or the spec's judge",
+            )
+        config, inputs, local = self._judge(task, kind, target)
+        if kind == "reward":
+            config |= {"max_length": self.judged_length, "trained": target == "trained"}
+            inputs["reward_model"] = self.reward_model(task, target)
+        return config, inputs, local
+
+    def goals(self, task: TaskSpec, data: Stage, samples: Mapping[int, Stage]) -> dict[str, Stage]:
+        """Return the stage that holds what was asked for against what came, where something can score the answers."""
+        inputs = {"data": data, **{f"samples:{goal}": stage for goal, stage in samples.items()}}
+        if not self.tasks[task.label].controlled:
+            kind, target = judge_of(self.spec, self.tasks[task.label])
+            name = self.spec.rewards[0] if self.spec.rewards else target if kind == "reward" else None
+            if name is None:
+                return {}
+            inputs["reward_model"] = self.reward_model(task, name)
+        config = {
+            "goals": sorted(samples),
+            "max_length": self.judged_length,
+            "numerics": self.numerics,
+            "task": task_identity(self.tasks[task.label]),
+        }
+        return {"goals": Stage("goals", version("goals"), config, inputs, {**self.local, **self.task_local(task)})}

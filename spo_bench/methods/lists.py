@@ -1,0 +1,106 @@
+"""From lists of answers to pairs: what a pairwise loss makes of more than two answers to a prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from spo_bench.methods.base import Hyperparameters, Lists, Method, Pairs
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def pair_of(lists: Lists, better: int = 0, worse: int = -1) -> Pairs:
+    """Return one pair a list: the answers in these two places, by default the best and the worst."""
+
+    def column(values: Tensor | None, place: int) -> Tensor | None:
+        return None if values is None else values[:, place]
+
+    return Pairs(
+        policy_chosen=lists.policy[:, better],
+        policy_rejected=lists.policy[:, worse],
+        reference_chosen=column(lists.reference, better),
+        reference_rejected=column(lists.reference, worse),
+        chosen_length=lists.lengths[:, better],
+        rejected_length=lists.lengths[:, worse],
+        kl=lists.kl,
+        chosen_score=column(lists.scores, better),
+        rejected_score=column(lists.scores, worse),
+        chosen_collision=column(lists.collisions, better),
+        rejected_collision=column(lists.collisions, worse),
+        seed=lists.seed,
+    )
+
+
+def all_pairs(lists: Lists) -> tuple[Pairs, Tensor]:
+    """Return every pair of answers of one list whose scores differ, better first, and the list each belongs to, (pairs,).
+
+    Without scores a list has two answers, of which the first is better. Raises ValueError for a longer list without scores,
+    and for a list in which no two scores differ.
+    """
+    import torch
+
+    batch, size = lists.policy.shape
+    if size == 2:
+        return pair_of(lists), torch.arange(batch, device=lists.policy.device)
+    if lists.scores is None:
+        raise ValueError(f"a list of {size} answers needs scores to be cut into pairs")
+    better, worse = torch.triu_indices(size, size, 1, device=lists.policy.device)
+    differ = lists.scores[:, better] > lists.scores[:, worse]
+    owner, which = differ.nonzero(as_tuple=True)
+    if not bool(differ.any(dim=1).all()):
+        raise ValueError("a list needs two answers whose scores differ")
+
+    def picked(values: Tensor | None, places: Tensor) -> Tensor | None:
+        return None if values is None else values[owner, places[which]]
+
+    def present(values: Tensor, places: Tensor) -> Tensor:
+        return values[owner, places[which]]
+
+    pairs = Pairs(
+        policy_chosen=present(lists.policy, better),
+        policy_rejected=present(lists.policy, worse),
+        reference_chosen=picked(lists.reference, better),
+        reference_rejected=picked(lists.reference, worse),
+        chosen_length=present(lists.lengths, better),
+        rejected_length=present(lists.lengths, worse),
+        kl=lists.kl,
+        chosen_score=picked(lists.scores, better),
+        rejected_score=picked(lists.scores, worse),
+        chosen_collision=picked(lists.collisions, better),
+        rejected_collision=picked(lists.collisions, worse),
+        seed=lists.seed,
+    )
+    return pairs, owner
+
+
+def row_losses(
+    method: Method, lists: Lists, hyper: Hyperparameters, running: Mapping[str, Tensor] | None = None
+) -> tuple[Tensor, Mapping[str, Tensor] | None]:
+    """Return a method's loss of every row, (batch,), and its running statistics with this batch counted.
+
+    Args:
+        method: a listwise method sees the whole list; any other the list's pairs, whose mean is the list's loss.
+        lists: the rows; two answers each are pairs.
+        hyper: the method's hyperparameters.
+        running: statistics before this batch; None: before the first.
+    """
+    if method.list_loss is not None:
+        return method.list_loss(lists, hyper), running
+    pairs, owner = all_pairs(lists)
+    if method.running is not None:
+        running = method.running.update(pairs, hyper, running if running is not None else started(method, lists.policy))
+        pairs = replace(pairs, running=running)
+    losses = method.loss(pairs, hyper)
+    if lists.policy.shape[1] == 2:
+        return losses, running
+    counts = owner.bincount(minlength=len(lists.policy))
+    return losses.new_zeros(len(lists.policy)).index_add(0, owner, losses) / counts, running
+
+
+def started(method: Method, like: Tensor) -> dict[str, Tensor]:
+    """Return a method's running statistics before its first step, as scalars of the type and on the device of ``like``."""
+    start = method.running.start if method.running is not None else {}
+    return {name: like.new_tensor(value) for name, value in start.items()}

@@ -1,0 +1,167 @@
+"""The table of the data axes: what less, noisier, relabelled or other training data does to every method and its SPO twin."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from . import names
+from .areas import FRACTION, share
+from .measure import curve_areas
+from .render import Column, Entry, Table
+from .results import SFT, Cell, Results, short_model
+from .tables import (
+    CONTROL,
+    RECONSTRUCTION,
+    Numbers,
+    better_up,
+    difference_entries,
+    headline_names,
+    holdout_notes,
+    level_entries,
+    method_notes,
+    quiet,
+    text_entry,
+)
+
+
+@dataclass(frozen=True)
+class _Line:
+    """One row: a cell at its value of one axis, or the area under the curve of all its shares (``value`` None)."""
+
+    axis: str
+    cell: Cell
+    value: Any
+    has_plain: bool
+    """Whether the matrix has the cell at the axis's plain value, and this is another one."""
+
+    @property
+    def metric_prefix(self) -> str:
+        return names.AREA if self.value is None else ""
+
+
+def axes(numbers: Numbers) -> Table:
+    """Return levels along every data axis, with Δ to the plain data and Δ of SPO; no rows where no cell has an axis."""
+    results = numbers.results
+    lines = [line for axis in results.axes for line in _lines(results, axis)]
+    heads = {"axis": "Data axis", "model": "Model", "task": "Task", "method": "Method", "variant": "Variant", "value": "Value"}
+    columns = [Column(key, shown, numeric=False) for key, shown in heads.items()]
+    sides: list[list[Entry]] = []
+    compared: list[Mapping[str, Any]] = []
+    for metric in [*headline_names(results), *([CONTROL] if numbers.levels.get(CONTROL) else [])]:
+        arrow = names.direction(metric, better_up(numbers.levels[metric]))
+        group = names.title(metric)
+        columns.append(Column(metric, "Level", group, arrow))
+        levels = [
+            numbers.levels.get(f"{line.metric_prefix}{metric}", {}).get((*line.cell.place, line.cell.settings)) for line in lines
+        ]
+        able = [_able(line, metric, tasks) for line in lines]
+        sides.append([_known(entry, line.cell.task in has) for entry, line in zip(level_entries(levels, metric), lines)])
+        for key, title, wanted in [
+            ("difference", "Δ plain", [line.has_plain for line in lines]),
+            ("spo difference", "Δ SPO", [bool(line.cell.label) for line in lines]),
+        ]:
+            rows = [_comparison(numbers, line, metric, key) if asked else None for line, asked in zip(lines, wanted)]
+            if not any(rows):
+                continue
+            compared += [row for row in rows if row]
+            columns.append(Column(f"{metric} {key}", title, group, arrow))
+            found = difference_entries(rows, metric)
+            sides.append([_known(entry, asked and line.cell.task in has) for entry, asked, line in zip(found, wanted, lines)])
+    body = [[*_heads(line), *(side[i] for side in sides)] for i, line in enumerate(lines)]
+    blocks = ["|".join((line.axis, line.cell.model, line.cell.task, line.cell.without(line.axis))) for line in lines]
+    return Table("axes", "Data axes", columns, body, blocks, _caption(results, compared))
+
+
+def _lines(results: Results, axis: str) -> Iterator[_Line]:
+    """Yield the rows of one axis: a method's baseline before its variants, each with its values in order, then its area."""
+    groups: dict[tuple[str, str, str, str], dict[str, list[Cell]]] = {}
+    for cell in results.cells:
+        if cell.method != SFT:
+            groups.setdefault(cell.place_without(axis), {}).setdefault(cell.settings, []).append(cell)
+    curves = curve_areas(results).cells if axis == FRACTION else []
+    areas = {(*curve.place, curve.settings): curve for curve in curves}
+    for place, variants in sorted(groups.items(), key=lambda item: results.tasks.index(item[0][1])):
+        for settings, cells in sorted(variants.items(), key=lambda item: item[1][0].spo is not None):
+            first = {value_of(cell, axis): cell for cell in cells}
+            if not any(axis in cell.axes for cell in cells):
+                continue
+            plain = names.plain_value(axis)
+            for value in _ordered(list(first), plain):
+                yield _Line(axis, first[value], value, plain in first and value != plain)
+            if (*place, settings) in areas:
+                yield _Line(axis, areas[(*place, settings)], None, has_plain=False)
+
+
+def value_of(cell: Cell, axis: str) -> Any:
+    """Return a cell's value of a data axis, the plain one where it has none."""
+    return cell.axes.get(axis, names.plain_value(axis))
+
+
+def _ordered(values: Sequence[Any], plain: Any) -> list[Any]:
+    """Return numbers by size; other values with the plain one first and then as they came."""
+    if all(isinstance(value, int | float) for value in values):
+        return sorted(values)
+    return sorted(values, key=lambda value: bool(value != plain))
+
+
+def _comparison(numbers: Numbers, line: _Line, metric: str, key: str) -> Mapping[str, Any] | None:
+    if key == "difference":
+        return numbers.comparison(line.cell, metric, "axis", line.axis)
+    return numbers.comparison(line.cell, f"{line.metric_prefix}{metric}", "spo")
+
+
+def _heads(line: _Line) -> list[Entry]:
+    cell = line.cell
+    value = "area" if line.value is None else f"{line.value:g}" if isinstance(line.value, float) else str(line.value)
+    return [
+        text_entry(names.axis_title(line.axis), line.axis),
+        text_entry(short_model(cell.model), cell.model),
+        text_entry(cell.task),
+        text_entry(cell.without(line.axis)),
+        text_entry(cell.label or "baseline"),
+        text_entry(value),
+    ]
+
+
+def _known(entry: Entry, expected: bool) -> Entry:
+    """Return the entry; empty where nothing is missing, since nothing could be there."""
+    return entry if expected else quiet(entry)
+
+
+def _caption(results: Results, compared: Sequence[Mapping[str, Any]]) -> list[str]:
+    if not results.axes:
+        return ["All cells are trained on the plain data."]
+    caption = [
+        "Level: mean ± half the width of its 95 % interval.",
+        "Δ plain: minus the same cell with the plain value of the axis; Δ SPO: with SPO minus the own baseline at the same "
+        "value; both on the same prompts and seeds, with 95 % intervals.",
+    ]
+    if FRACTION in results.axes:
+        caption.append(equal_note(results))
+    if any(row["metric"].startswith(names.AREA) for row in compared):
+        shares = sorted({share(cell) for cell in results.cells if cell.method != SFT})
+        caption.append(
+            f"Area: under the curve over the shares of the training pairs from {shares[0]:g} to {shares[-1]:g} (trapezoid rule, "
+            "per prompt and seed), divided by that range: a mean level; seeds without all shares are left out."
+        )
+    if "holdout" in results.axes:
+        caption += [*holdout_notes(results), "Their Δ plain is over these prompts too, the plain level over all."]
+    return [*caption, *method_notes(compared, "a kind, axis and metric"), RECONSTRUCTION]
+
+
+def equal_note(results: Results) -> str:
+    """Return the sentence on what was equal for all shares of the training pairs: passes over them or optimizer steps."""
+    spec = results.spec
+    steps = (spec.get("data_axes") or {}).get("equal") == "steps"
+    entries = [entry for entry in spec.get("methods") or [] if isinstance(entry, Mapping)]
+    own = {str(entry.get("label") or entry.get("name")): dict(entry.get("train") or {}) for entry in entries}
+    general = dict(spec.get("train") or {})
+    methods = list(dict.fromkeys(cell.method for cell in results.cells if cell.method != SFT))
+    fixed = [method for method in methods if steps or {**general, **own.get(method, {})}.get("max_steps")]
+    if not fixed:
+        return "All shares had equal epochs: fewer pairs, fewer optimizer steps."
+    whose = "" if len(fixed) == len(methods) else f" of {', '.join(fixed)}"
+    rest = ", those of the other methods equal epochs" if whose else ""
+    return f"All shares{whose} had equal optimizer steps: fewer pairs, more passes over them{rest}."

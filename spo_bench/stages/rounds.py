@@ -1,0 +1,206 @@
+"""Training on the policy's own answers: rounds of sampling, labelling and steps (semi-online and online preference training).
+
+A round answers the prompts of the next steps with the policy as it is, adds what else competes (the data's own answers, the
+reference's greedy answer, other models' answers), lets the labeller rank the candidates, and trains on the best against the
+worst. SELM's iterations are rounds with ``human``, ``greedy``, no own samples and ``refresh`` 1 for dpo+exploration; TSO's data
+construction is rounds with ``models``, ``human`` and ``refresh``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import ceil
+from typing import Any
+
+import numpy as np
+import torch
+
+from spo_bench.errors import StageError
+from spo_bench.files import read_jsonl
+from spo_bench.models.chat import completion_ids
+from spo_bench.models.policy import stop_tokens
+from spo_bench.models.sampling import sample
+from spo_bench.stages.base import Work
+from spo_bench.stages.examples import example, reference_of, sums_of
+from spo_bench.stages.labelling import Labeller, labeller
+from spo_bench.training.examples import Example, met_completions, mismatched, step_rows, stream_seed
+from spo_bench.training.loop import TrainSettings, begin, fit, trained
+from spo_bench.training.moving import MovingReference
+from spo_bench.training.objective import Objective, Reference
+from spo_bench.training.scoring import log_probs
+from spo_bench.training.trie import Ints
+
+Record = Mapping[str, Any]
+Candidate = tuple[str, list[int]]  # text, token ids
+NO_REFERENCE = Reference((), torch.empty(0, 2), torch.empty(0, 2))
+
+
+@dataclass(frozen=True)
+class Training:
+    """A training that is set up but for its reference: what is minimised, and on which rows."""
+
+    objective: Objective
+    tokenizer: Any
+    settings: TrainSettings
+    records: Sequence[Record]
+    obstacle: str | None
+
+
+def run_rounds(work: Work, training: Training, log: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """Train on the policy's own answers; return what to record besides the steps.
+
+    Config: regime (settings; ``every`` and ``reuse`` say how many steps a round has), generate, labeller.
+    Inputs: those of the labeller; model:0, model:1, … (samples of further models on the training prompts).
+
+    Raises:
+        StageError: the labeller never preferred one answer to another.
+    """
+    regime, settings, objective = work.config["regime"], training.settings, training.objective
+    batches = regime["every"] or 1
+    progress, label = begin(objective, settings), labeller(work)
+    # The policy begins as the reference; from then on the reference is a second set of the trained weights.
+    reference = MovingReference(trained(objective.model), mixup=1.0, every=1)
+    others = [_answers(work, name) for name in sorted(work.inputs) if name.startswith("model:")]
+    fresh = ceil(settings.steps / regime["reuse"])  # batches of prompts that get answers
+    plan = step_rows(len(training.records), settings.batch_size, fresh, settings.seed)
+    counts = {"rounds": 0, "prompts": 0, "pairs": 0, "ties": 0}
+    tokens, least = [], 2 if objective.method.needs_kl else 1
+    for start in range(0, fresh, batches):
+        rows = [training.records[i] for batch in plan[start : start + batches] for i in batch]
+        seed = stream_seed(settings.seed, "round", counts["rounds"])
+        greedy = _greedy(work, training, reference, rows, seed)
+        candidates = _candidates(work, training, rows, greedy, others, seed)
+        pairs, ties = _pairs(training, rows, candidates, greedy, label)
+        counts["rounds"] += 1
+        counts["prompts"] += len(rows)
+        counts["pairs"] += len(pairs)
+        counts["ties"] += ties
+        steps = _steps(len(pairs), len(plan[start : start + batches]), regime["reuse"], least)
+        steps = steps[: settings.steps - progress.step]
+        if steps:
+            tokens += [item.row(share=False)[0].size for item in pairs]
+            frozen = _reference(work, training, reference, pairs, steps)
+            fit(replace(objective, reference=frozen), pairs, settings, log, steps, progress)
+        if regime["refresh"] and counts["rounds"] % regime["refresh"] == 0:
+            reference.follow(1)
+    if not tokens:
+        raise StageError(f"in {counts['rounds']} rounds no answer was preferred to another: there is nothing to learn from")
+    return {"tokens_per_pair_separate": sum(tokens) / len(tokens), "regime": counts}
+
+
+def _steps(pairs: int, batches: int, reuse: int, least: int) -> list[Ints]:
+    """Return the rows of every step of a round: the pairs that there are, in as many steps as batches were answered."""
+    parts = [part for part in np.array_split(np.arange(pairs), batches) if len(part) >= least]
+    return parts * reuse
+
+
+def _answers(work: Work, name: str) -> dict[str, str]:
+    return {row["id"]: row["answer"] for row in read_jsonl(work.inputs[name] / "samples.jsonl")}
+
+
+def _greedy(
+    work: Work, training: Training, reference: MovingReference, rows: Sequence[Record], seed: int
+) -> list[Candidate] | None:
+    """Return the reference's greedy answers, where they compete or an addition wants them."""
+    if not work.config["regime"]["greedy"] and "exploration" not in training.objective.additions:
+        return None
+    with reference.in_place(training.objective.model):
+        return _sampled(work, training, rows, {**work.config["generate"], "temperature": 0}, seed)
+
+
+def _candidates(
+    work: Work,
+    training: Training,
+    rows: Sequence[Record],
+    greedy: Sequence[Candidate] | None,
+    others: Sequence[Mapping[str, str]],
+    seed: int,
+) -> list[list[Candidate]]:
+    """Return the answers that compete for every row, without repetitions."""
+    regime, tokenizer = work.config["regime"], training.tokenizer
+    found: list[list[Candidate]] = [[] for _ in rows]
+    for number in range(regime["samples"]):
+        for place, one in enumerate(_sampled(work, training, rows, work.config["generate"], stream_seed(seed, "answer", number))):
+            found[place].append(one)
+    for place, row in enumerate(rows):
+        if regime["greedy"] and greedy is not None:
+            found[place].append(greedy[place])
+        if regime["human"]:
+            found[place] += [(row[side], list(row[f"{side}_ids"])) for side in ("chosen", "rejected")]
+        for texts in others:
+            if text := texts.get(row["id"], "").strip():
+                ids = completion_ids(tokenizer, text)
+                found[place].append((text, ids[: training.settings.max_length - len(row["prompt_ids"])]))
+    return [list({tuple(ids): (text, ids) for text, ids in one}.values()) for one in found]
+
+
+def _sampled(work: Work, training: Training, rows: Sequence[Record], settings: Mapping[str, Any], seed: int) -> list[Candidate]:
+    """Answer every row's prompt with the model as it stands."""
+    model, tokenizer = training.objective.model, training.tokenizer
+    model.eval()
+    seeds = [stream_seed(seed, "sampling", i) for i in range(ceil(len(rows) / settings["batch_size"]))]
+    stops = stop_tokens(work.inputs["policy"], tokenizer)
+    prompts = [row["prompt_ids"] for row in rows]
+    found = sample(model, tokenizer, prompts, settings, stops, seeds, training.objective.numerics)
+    answers = []
+    for row, ids in zip(rows, found, strict=True):
+        kept = ids[: training.settings.max_length - len(row["prompt_ids"])]
+        if kept[-1] in stops:
+            kept = [*kept[:-1], tokenizer.eos_token_id]
+        answers.append((tokenizer.decode(kept, skip_special_tokens=True).strip(), kept))
+    return answers
+
+
+def _pairs(
+    training: Training,
+    rows: Sequence[Record],
+    candidates: Sequence[Sequence[Candidate]],
+    greedy: Sequence[Candidate] | None,
+    label: Labeller,
+) -> tuple[list[Example], int]:
+    """Return the best against the worst answer of every row that has two of different worth, and how many have not."""
+    values = label(rows, [[text for text, _ in one] for one in candidates])
+    explores = "exploration" in training.objective.additions
+    pairs: list[Example] = []
+    for place, (row, one, worth) in enumerate(zip(rows, candidates, values, strict=True)):
+        known = [(value, number) for number, value in enumerate(worth) if value is not None]
+        if not known or max(known)[0] == min(known)[0]:
+            continue
+        (high, best), (low, worst) = max(known, key=lambda v: v[0]), min(known, key=lambda v: v[0])
+        record = {"id": row["id"], "prompt_ids": row["prompt_ids"], "scores": [high, low]}
+        for side, number in (("chosen", best), ("rejected", worst)):
+            record |= {side: one[number][0], f"{side}_ids": one[number][1]}
+        explored = np.asarray(greedy[place][1], dtype=np.int64) if explores and greedy is not None else None
+        pairs.append(example(record, training.tokenizer, training.objective.spo, training.settings, None, explored))
+    return pairs, len(rows) - len(pairs)
+
+
+def _reference(
+    work: Work, training: Training, reference: MovingReference, pairs: Sequence[Example], plan: Sequence[Ints]
+) -> Reference:
+    """Score a round's pairs (and, where the method has a KL, its mismatched pairs) under the reference."""
+    objective, settings = training.objective, training.settings
+
+    def scored(items: Sequence[tuple[Ints, Sequence[Ints]]]) -> list[list[np.ndarray[Any, Any]]]:
+        with reference.in_place(objective.model):
+            return log_probs(objective.model, items, objective.numerics, settings.micro_tokens, settings.packing == "trie")
+
+    met = None
+    if objective.method.needs_kl:
+        met = [
+            (pairs[a].prompt, met_completions(pairs[a].prompt, pairs[b].chosen, pairs[b].rejected, settings.max_length))
+            for rows in plan
+            for a, b in mismatched(rows)
+        ]
+    tokens = scored([(item.prompt, item.scored) for item in pairs])
+    frozen = reference_of(pairs, tokens, None)
+    if met is None:
+        return frozen
+    widest = max(len(rows) for rows in plan)
+    sums = iter(sums_of(scored(met)))
+    table = torch.zeros(len(plan), widest, 2)
+    for step, rows in enumerate(plan):
+        for place in range(len(rows)):
+            table[step, place] = next(sums)
+    return replace(frozen, mismatched=table)
