@@ -14,16 +14,13 @@ from typing import Any
 from spo_bench.errors import InputError
 from spo_bench.task import Row, SplitName, Task
 
-from ._read import Record, Source, file_identity, kind, local_file, read
+from ._read import Fields, Messages, Source, file_identity, kind, local_file, read
 
-PAIRS_VERSION = 1  # raised whenever this module changes what a file gives
+PAIRS_VERSION = 2  # raised whenever this module changes what a file gives
 EVAL_SHARE, HELDOUT_SHARE = 0.15, 0.15
 _SALT = "spo-bench/split/1"
-_ROLES = ("system", "user", "assistant")
 _TURN = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
 _SPEAKERS = {"Human": "user", "Assistant": "assistant"}
-
-Messages = tuple[Mapping[str, str], ...]
 
 
 @dataclass(frozen=True)
@@ -39,80 +36,7 @@ class Pair:
     scores: tuple[float, float] | None = None
     meta: Mapping[str, Any] = field(default_factory=dict)
     fault: str | None = None
-
-
-class Fields:
-    """The fields of a record; every structural fault is an InputError that names file, row and field."""
-
-    def __init__(self, record: Record) -> None:
-        self.record, self.value, self._path = record, record.value, ""
-
-    def fault(self, name: str, found: str, rule: str) -> InputError:
-        """Build the error for a field."""
-        return InputError(
-            f"{self.record.place}, field '{self._path}{name}': {found}",
-            rule,
-            "correct or remove this row; see `spo-bench tasks show` for the fields",
-        )
-
-    def need(self, name: str) -> Any:
-        """Return a field that must be there."""
-        if name not in self.value:
-            raise self.fault(
-                name, f"missing; the row has {', '.join(map(repr, self.value)) or 'no fields'}", f"a row has the field '{name}'"
-            )
-        return self.value[name]
-
-    def text(self, name: str) -> str:
-        """Return a field that must be text."""
-        value = self.need(name)
-        if not isinstance(value, str):
-            raise self.fault(name, kind(value), f"'{name}' is text")
-        return value
-
-    def inside(self, name: str, index: int | None = None) -> Fields:
-        """Return the fields of a nested object (of an item of a list, with ``index``)."""
-        value = self.need(name) if index is None else self.need(name)[index]
-        place = name if index is None else f"{name}[{index}]"
-        if not isinstance(value, dict):
-            raise self.fault(place, kind(value), f"'{place}' is an object")
-        inner = Fields(self.record)
-        inner.value, inner._path = value, f"{self._path}{place}."
-        return inner
-
-    def label(self, *names: str) -> str | None:
-        """Return the first of these optional fields that is set, as text."""
-        for name in names:
-            value = self.value.get(name)
-            if value is not None:
-                if isinstance(value, bool) or not isinstance(value, (str, int)):
-                    raise self.fault(name, kind(value), f"'{name}' is text or a whole number")
-                return str(value)
-        return None
-
-    def numbers(self, *names: str) -> tuple[float, ...] | None:
-        """Return optional numeric fields, None unless all are set."""
-        values = [self.value.get(name) for name in names]
-        if any(value is None for value in values):
-            return None
-        for name, value in zip(names, values):
-            # Beyond 1e300 a whole number may not fit a float.
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 1e300:
-                raise self.fault(name, kind(value), f"'{name}' is a finite number")
-        return tuple(float(value) for value in values if value is not None)
-
-    def messages(self, name: str) -> Messages:
-        """Return a field that must be a list of chat messages."""
-        value = self.need(name)
-        if not isinstance(value, list):
-            raise self.fault(name, kind(value), f"'{name}' is text or a list of messages")
-        messages = []
-        for index in range(len(value)):
-            message = self.inside(name, index)
-            if message.text("role") not in _ROLES:
-                raise message.fault("role", repr(message.value["role"]), f"a role is one of {', '.join(_ROLES)}")
-            messages.append({"role": message.text("role"), "content": message.text("content").strip()})
-        return tuple(messages)
+    more: tuple[tuple[str, float], ...] = ()
 
 
 def turns(transcript: str) -> Messages | None:
@@ -142,12 +66,15 @@ def parse(fields: Fields) -> Pair:
     """Return the pair of a record.
 
     Its forms: ``prompt`` (text or messages) with ``chosen`` and ``rejected`` (text, or messages); ``chosen`` and ``rejected``
-    alone as whole transcripts, in the HH form or as messages; or the TL;DR comparisons' ``info``, ``summaries``, ``choice``.
+    alone as whole transcripts, in the HH form or as messages; ``prompt`` with ``responses`` (texts) and their ``scores``; or
+    the TL;DR comparisons' ``info``, ``summaries``, ``choice``.
     Optional fields: ``cluster`` or ``article_id``, ``domain`` or ``subreddit``, ``score_chosen`` and ``score_rejected`` (or
     ``chosen_score`` and ``rejected_score``).
     """
     if "summaries" in fields.value and "chosen" not in fields.value:
         return _comparison(fields)
+    if "responses" in fields.value and "chosen" not in fields.value:
+        return _list(fields)
     chosen, rejected = fields.need("chosen"), fields.need("rejected")
     if isinstance(chosen, list) or isinstance(rejected, list):
         pair = _of_messages(fields, fields.messages("chosen"), fields.messages("rejected"))
@@ -176,6 +103,30 @@ def _of_messages(fields: Fields, chosen: Messages, rejected: Messages) -> Pair:
         return from_transcripts(chosen, rejected)
     prompt = _prompt(fields)
     return from_transcripts((*prompt, *chosen), (*prompt, *rejected))
+
+
+def _list(fields: Fields) -> Pair:
+    """Return the pair of a list of scored responses: the best and the worst, with the others beside them."""
+    texts = [fields.text_of(f"responses[{i}]", text).strip() for i, text in enumerate(fields.items("responses"))]
+    scores = [fields.number_of(f"scores[{i}]", score) for i, score in enumerate(fields.items("scores"))]
+    if len(texts) < 2:
+        raise fields.fault("responses", f"{len(texts)} items", "'responses' lists at least two answers")
+    if len(scores) != len(texts):
+        raise fields.fault("scores", f"{len(scores)} items, {len(texts)} responses", "'scores' has one number a response")
+    (chosen, best), *more, (rejected, worst) = sorted(zip(texts, scores), key=lambda one: -one[1])
+    fault = "its best and its worst response have one score" if best == worst else None
+    if fault is None and not all(texts):
+        fault = "a response is empty"
+    return Pair(
+        prompt=_prompt(fields),
+        chosen=chosen,
+        rejected=rejected,
+        cluster=fields.label("cluster", "article_id"),
+        domain=fields.label("domain", "subreddit"),
+        scores=(best, worst),
+        fault=fault,
+        more=tuple(more),
+    )
 
 
 def _comparison(fields: Fields) -> Pair:
@@ -250,7 +201,9 @@ def content_fault(pair: Pair, split: SplitName) -> str | None:
 def _broken(pair: Pair) -> bool:
     """Say whether some text cannot be written as UTF-8."""
     try:
-        "".join([*(message["content"] for message in pair.prompt), pair.chosen, pair.rejected]).encode()
+        "".join(
+            [*(message["content"] for message in pair.prompt), pair.chosen, pair.rejected, *(text for text, _ in pair.more)]
+        ).encode()
     except UnicodeEncodeError:
         return True
     return False
@@ -373,6 +326,7 @@ class PairTask(Task):
                     meta=pair.meta,
                     number=pair.number,
                     unusable=content_fault(pair, split),
+                    more=() if split == "sft" else pair.more,
                 )
             )
         return rows

@@ -16,6 +16,9 @@ from typing import Any
 from spo_bench.errors import InputError, unknown
 from spo_bench.files import file_hash
 
+Messages = tuple[Mapping[str, str], ...]
+ROLES = ("system", "user", "assistant")
+
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".parquet")
 FORMS = "a local .jsonl, .jsonl.gz, .json (a list of objects) or .parquet file, or a hub id ORG/NAME[:CONFIG][@REVISION]"
 _HUB_ID = re.compile(r"(?P<name>[\w.-]+(?:/[\w.-]+)?)(?::(?P<config>[\w.-]+))?(?:@(?P<revision>[\w./-]+))?")
@@ -206,6 +209,93 @@ def _download(name: str, config: str | None, revision: str | None) -> dict[str, 
             raise
         found = datasets.load_dataset(name, data_dir=config, revision=revision)
     return {str(split): rows.to_list() for split, rows in found.items()}
+
+
+class Fields:
+    """The fields of a record; every structural fault is an InputError that names file, row and field."""
+
+    def __init__(self, record: Record) -> None:
+        self.record, self.value, self._path = record, record.value, ""
+
+    def fault(self, name: str, found: str, rule: str) -> InputError:
+        """Build the error for a field."""
+        return InputError(
+            f"{self.record.place}, field '{self._path}{name}': {found}",
+            rule,
+            "correct or remove this row; see `spo-bench tasks show` for the fields",
+        )
+
+    def need(self, name: str) -> Any:
+        """Return a field that must be there."""
+        if name not in self.value:
+            raise self.fault(
+                name, f"missing; the row has {', '.join(map(repr, self.value)) or 'no fields'}", f"a row has the field '{name}'"
+            )
+        return self.value[name]
+
+    def text(self, name: str) -> str:
+        """Return a field that must be text."""
+        return self.text_of(name, self.need(name))
+
+    def text_of(self, name: str, value: Any) -> str:
+        """Return the value of a field that must be text."""
+        if not isinstance(value, str):
+            raise self.fault(name, kind(value), f"'{name}' is text")
+        return value
+
+    def inside(self, name: str, index: int | None = None) -> Fields:
+        """Return the fields of a nested object (of an item of a list, with ``index``)."""
+        value = self.need(name) if index is None else self.need(name)[index]
+        place = name if index is None else f"{name}[{index}]"
+        if not isinstance(value, dict):
+            raise self.fault(place, kind(value), f"'{place}' is an object")
+        inner = Fields(self.record)
+        inner.value, inner._path = value, f"{self._path}{place}."
+        return inner
+
+    def items(self, name: str) -> list[Any]:
+        """Return a field that must be a list."""
+        value = self.need(name)
+        if not isinstance(value, list):
+            raise self.fault(name, kind(value), f"'{name}' is a list")
+        return value
+
+    def label(self, *names: str) -> str | None:
+        """Return the first of these optional fields that is set, as text."""
+        for name in names:
+            value = self.value.get(name)
+            if value is not None:
+                if isinstance(value, bool) or not isinstance(value, (str, int)):
+                    raise self.fault(name, kind(value), f"'{name}' is text or a whole number")
+                return str(value)
+        return None
+
+    def numbers(self, *names: str) -> tuple[float, ...] | None:
+        """Return optional numeric fields, None unless all are set."""
+        values = [self.value.get(name) for name in names]
+        if any(value is None for value in values):
+            return None
+        return tuple(self.number_of(name, value) for name, value in zip(names, values))
+
+    def number_of(self, name: str, value: Any) -> float:
+        """Return the value of a field that must be a finite number."""
+        # Beyond 1e300 a whole number may not fit a float.
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 1e300:
+            raise self.fault(name, kind(value), f"'{name}' is a finite number")
+        return float(value)
+
+    def messages(self, name: str) -> Messages:
+        """Return a field that must be a list of chat messages."""
+        value = self.need(name)
+        if not isinstance(value, list):
+            raise self.fault(name, kind(value), f"'{name}' is text or a list of messages")
+        messages = []
+        for index in range(len(value)):
+            message = self.inside(name, index)
+            if message.text("role") not in ROLES:
+                raise message.fault("role", repr(message.value["role"]), f"a role is one of {', '.join(ROLES)}")
+            messages.append({"role": message.text("role"), "content": message.text("content").strip()})
+        return tuple(messages)
 
 
 def kind(value: Any) -> str:

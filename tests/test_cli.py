@@ -208,7 +208,7 @@ def test_bad_input_exits_2_says_what_and_leaves_nothing(name, tmp_path):
         (["run", "--matrix", "quikc"], "did you mean 'quick'"),
         (["run", "--matrix", "quick", "--method", "dppo"], "did you mean 'dpo'"),
         (["run", "--matrix", "quick", "--engine", "slurm"], "engine 'slurm'"),
-        (["methods", "show", "dop"], "did you mean 'dpo'"),
+        (["methods", "show", "simpoo"], "did you mean 'simpo'"),
         (["presets", "show", "papr"], "did you mean 'paper'"),
         (["tasks", "show", "dialog"], "did you mean 'dialogue'"),
         (["table", "nowhere"], "holds no finished run"),

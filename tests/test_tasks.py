@@ -104,6 +104,35 @@ def test_scores_and_domain_are_kept(tmp_path):
     assert (row.scores, row.domain) == ((7.0, 2.5), "cooking")
 
 
+def several(*answers: tuple[str, float], number: int = 0, **fields):
+    texts, scores = zip(*answers)
+    return {"prompt": f"question {number}", "responses": list(texts), "scores": list(scores), **fields}
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "parquet"])
+def test_scored_responses_give_the_best_the_worst_and_the_others(tmp_path, ending):
+    row = several((" b ", 2), ("a", 3), ("d", -1), ("c", 0.5), domain="cooking")
+    path = tmp_path / f"pairs.{ending}"
+    if ending == "parquet":
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        pq.write_table(pa.Table.from_pylist([row]), path)
+    else:
+        write(tmp_path, [row], path.name)
+    (loaded,) = load_all(str(path))
+    assert (loaded.chosen, loaded.rejected, loaded.scores, loaded.domain) == ("a", "d", (3.0, -1.0), "cooking")
+    assert loaded.more == (("b", 2.0), ("c", 0.5))
+    assert loaded.unusable is None
+
+
+def test_demonstrations_have_no_further_answers(tmp_path):
+    data = write(tmp_path, [several(("a", 2), ("b", 1), ("c", 0), number=n) for n in range(30)])
+    task = get_task("dialogue", data)
+    assert {row.more for row in task.load("sft", None, 0)} == {()}
+    assert {row.more for row in task.load("train", None, 0)} == {(("b", 1.0),)}
+
+
 @pytest.mark.parametrize("ending", ["jsonl", "jsonl.gz", "json", "parquet"])
 def test_every_file_form_gives_the_same_rows(tmp_path, ending):
     rows = [pair(n) for n in range(40)]
@@ -167,6 +196,9 @@ UNUSABLE = [
     ({"chosen": HH.format("one", ""), "rejected": HH.format("one", "y")}, "chosen is empty"),
     ({"chosen": HH.format("one", "x"), "rejected": HH.format("one", "x")}, "chosen and rejected are identical"),
     ({"chosen": HH.format("", "x"), "rejected": HH.format("", "y")}, "prompt is empty"),
+    ({"prompt": "Q", "responses": ["a", "b", "c"], "scores": [1, 1, 1.0]}, "have one score"),
+    ({"prompt": "Q", "responses": ["a", " ", "c"], "scores": [3, 2, 1]}, "a response is empty"),
+    ({"prompt": "Q", "responses": ["a", "\ud800", "c"], "scores": [3, 2, 1]}, "lone surrogate"),
     ({"chosen": HH.format("q", "a") + "\n\nHuman: x", "rejected": HH.format("q", "a") + "\n\nHuman: y"}, "assistant's turn"),
 ]
 
@@ -222,6 +254,15 @@ STRUCTURAL = [
     (b'{"info": {"post": "p"}, "summaries": [{"text": "a"}, {"text": "b"}], "choice": 2}\n', ["'choice'", "2", "0 or 1"]),
     (b'{"info": {"post": "p"}, "summaries": [{"text": "a"}, {"txt": "b"}], "choice": 1}\n', ["'summaries[1].text'", "missing"]),
     (b'{"info": {}, "summaries": [{"text": "a"}, {"text": "b"}], "choice": 1}\n', ["'info.article'", "missing"]),
+    (b'{"prompt": "a", "responses": ["a", "b"]}\n', ["row 1", "'scores'", "missing"]),
+    (b'{"prompt": "a", "responses": "ab", "scores": [1, 2]}\n', ["'responses'", "text", "list"]),
+    (b'{"prompt": "a", "responses": ["a", 3], "scores": [1, 2]}\n', ["'responses[1]'", "number", "text"]),
+    (b'{"prompt": "a", "responses": ["a", "b"], "scores": [1, NaN]}\n', ["'scores[1]'", "finite"]),
+    (b'{"prompt": "a", "responses": ["a", "b"], "scores": [1, true]}\n', ["'scores[1]'", "truth value"]),
+    (b'{"prompt": "a", "responses": ["a", "b"], "scores": 1}\n', ["'scores'", "a number", "list"]),
+    (b'{"prompt": "a", "responses": ["a", "b"], "scores": [1, 2, 3]}\n', ["'scores'", "3 items, 2 responses"]),
+    (b'{"prompt": "a", "responses": ["a"], "scores": [1]}\n', ["'responses'", "1 items", "two"]),
+    (b'{"responses": ["a", "b"], "scores": [1, 2]}\n', ["'prompt'", "missing"]),
     (b'{"prompt": "a", "chosen": "a", "rejected": "b"}\n\n[1, 2]\n', ["row 3", "a list", "object"]),
     (b'{"prompt": "a", "chosen": "a", "rejected": "b"}\n{"prompt": \n', ["row 2", "not JSON"]),
     (b'{"prompt": "a", "chosen": "a", "rejected": "b"}\n{"prompt": "\xff"}\n', ["row 2", "UTF-8"]),

@@ -216,7 +216,10 @@ class ModelPlan:
             "seed": DATA_SEED,
             **self._forward_config(),
         }
-        return Stage("rows", version("rows"), config, inputs, {**self.local, **self._task_local(task)})
+        config |= {"goal_prompt": self.tasks[task.label].goal_prompt} if relabel else {}
+        trust = relabel is not None and point.relabel.scores == "reward:trained" and self.model.trust_remote_code
+        local = {**self.local, **self._task_local(task), "trust_reward_code": trust}
+        return Stage("rows", version("rows"), config, inputs, local)
 
     def _sft(self) -> Stage:
         sft = self.spec.sft

@@ -189,17 +189,18 @@ class Evaluation:
 
     def goals(self, task: TaskSpec, data: Stage, samples: Mapping[int, Stage]) -> dict[str, Stage]:
         """Return the stage that holds what was asked for against what came, where something can score the answers."""
-        inputs = {"data": data, **{f"samples:{goal}": stage for goal, stage in samples.items()}}
+        inputs, trust = {"data": data, **{f"samples:{goal}": stage for goal, stage in samples.items()}}, False
         if not self.tasks[task.label].controlled:
             kind, target = judge_of(self.spec, self.tasks[task.label])
             name = self.spec.rewards[0] if self.spec.rewards else target if kind == "reward" else None
             if name is None:
                 return {}
             inputs["reward_model"] = self.reward_model(task, name)
+            trust = name == "trained" and self.local["trust_remote_code"]
         config = {
             "goals": sorted(samples),
             "max_length": self.judged_length,
             "numerics": self.numerics,
             "task": task_identity(self.tasks[task.label]),
         }
-        return {"goals": Stage("goals", version("goals"), config, inputs, {**self.local, **self.task_local(task)})}
+        return {"goals": Stage("goals", version("goals"), config, inputs, {**self.local, **self.task_local(task), "trust_reward_code": trust})}

@@ -10,7 +10,7 @@ from pydantic import Field, ValidationError, field_validator, model_serializer, 
 from spo_bench.errors import InputError, suggestion
 from spo_bench.matrix.faults import as_input_error, brief, fault, from_input_error
 from spo_bench.matrix.sections import Section, Text, TrainSpec, once
-from spo_bench.methods import SFT, additions, check_additions, get_method, resolve, resolve_addition
+from spo_bench.methods import SFT, addition_names, check_additions, get_method, resolve, resolve_addition
 
 
 def named(value: Any, key: str) -> Any:
@@ -56,7 +56,7 @@ class MethodSpec(Section):
     name: Text = Field(description="name of a method (`spo-bench methods`)")
     hyperparameters: dict[str, Any] = Field(description="all of them; written beside the name, defaults filled in")
     plus: tuple[AdditionSpec, ...] = Field(
-        (), description=f"what is added to it: {', '.join(additions())}; `dpo+sft` is short for dpo with plus: [sft]"
+        (), description=f"what is added to it: {', '.join(addition_names())}; `dpo+sft` is short for dpo with plus: [sft]"
     )
     train: dict[str, Any] = Field({}, description=f"what it replaces in the section train: {', '.join(PER_METHOD)}")
     label: str = Field(

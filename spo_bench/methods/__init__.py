@@ -5,7 +5,7 @@ from spo_bench.methods.pairwise import pair_loss
 from spo_bench.methods.registry import (
     SFT,
     Registry,
-    additions,
+    addition_names,
     check_additions,
     discover,
     get_addition,
@@ -24,7 +24,7 @@ __all__ = [
     "Method",
     "Pairs",
     "Registry",
-    "additions",
+    "addition_names",
     "check_additions",
     "discover",
     "get_addition",

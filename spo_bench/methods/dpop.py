@@ -11,13 +11,25 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def loss(pairs: Pairs, hyper: Hyperparameters) -> Tensor:
-    """Return -log sigmoid(beta * (u_w - u_l - lam * max(0, -u_w))), shape (batch,).
+KINK = 1e-3  # nats; a log-ratio nearer to 0 than this is rounding noise
 
-    At u_w = 0, where training starts, the penalty has a kink; its slope there is 0 (relu), so the first gradient is DPO's.
+
+def penalty(chosen: Tensor) -> Tensor:
+    """Return max(0, -u_w), rounded off to u_w^2 / h for -h < u_w < 0, h = ``KINK``; shape (batch,).
+
+    Training starts on the kink u_w = 0, where the sign of a rounding error would decide whether the first gradient is DPO's or
+    lam times as large; so it is DPO's.
     """
+    import torch
+
+    below = (-chosen).relu()
+    return torch.where(below < KINK, below.square() / KINK, below)
+
+
+def loss(pairs: Pairs, hyper: Hyperparameters) -> Tensor:
+    """Return -log sigmoid(beta * (u_w - u_l - lam * max(0, -u_w))), shape (batch,), with the kink of ``penalty``."""
     chosen, rejected = pairs.log_ratios()
-    return -log_sigmoid(hyper["beta"] * (chosen - rejected - hyper["lam"] * (-chosen).relu()))
+    return -log_sigmoid(hyper["beta"] * (chosen - rejected - hyper["lam"] * penalty(chosen)))
 
 
 METHOD = Method(
@@ -36,8 +48,8 @@ METHOD = Method(
     formula="-log sigmoid(beta * (u_w - u_l - lam * max(0, r_w - s_w)))",
     reference="Pal et al. 2024, arXiv 2402.13228",
     traps=(
-        "training starts on the kink u_w = 0, and below it the slope is lam + 1 times that of DPO: rounding noise decides, "
-        "pair by pair, which side a first step sees",
+        "training starts on the kink u_w = 0, below which the slope is lam + 1 times that of DPO; within 0.001 nats of it the "
+        "penalty is rounded off, else rounding noise would decide, pair by pair, which side a first step sees",
         "tools' defaults of lam differ by a factor of 500",
         "lam 0 is dpo",
     ),

@@ -45,8 +45,8 @@ def all_pairs(lists: Lists) -> tuple[Pairs, Tensor]:
     batch, size = lists.policy.shape
     if size == 2:
         return pair_of(lists), torch.arange(batch, device=lists.policy.device)
-    if lists.scores is None:
-        raise ValueError(f"a list of {size} answers needs scores to be cut into pairs")
+    if lists.scores is None or bool((lists.scores.diff(dim=1) > 0).any()):
+        raise ValueError(f"a list of {size} answers needs scores that fall along it to be cut into pairs")
     better, worse = torch.triu_indices(size, size, 1, device=lists.policy.device)
     differ = lists.scores[:, better] > lists.scores[:, worse]
     owner, which = differ.nonzero(as_tuple=True)

@@ -14,17 +14,34 @@ SINKHORN_STEPS = 50  # the authors' repository, as the tolerance
 SINKHORN_TOLERANCE = 1e-6
 
 
+TIE = 1e-3  # differences of s below this are rounding noise, or as good as a tie
+
+
+def distance(difference: Tensor) -> Tensor:
+    """Return |d|, rounded off to d^2 / (2 h) + h / 2 where |d| < h = ``TIE``; any shape.
+
+    Policy and reference agree at the start, so all s are equal but for rounding, and the sign of a rounding error must not
+    decide a gradient of full size. At a tie the gradient is 0, the middle of what |d| allows there. The h / 2 added where
+    d = 0 is the same for every answer, so the sort does not see it.
+    """
+    import torch
+
+    size = difference.abs()
+    return torch.where(size < TIE, difference.square() / (2 * TIE) + TIE / 2, size)
+
+
 def soft_sort(values: Tensor, tau: float) -> Tensor:
     """Return log P, (batch, n, n), of the smooth permutation that sorts (batch, n) values in falling order.
 
     NeuralSort: row i of P is softmax_j(((n + 1 - 2i) s_j - sum_k |s_j - s_k|) / tau), i from 1. Its rows sum to 1; Sinkhorn
-    steps, in log space so that nothing underflows, bring its columns there. A list stops when its own columns do: it does not
-    matter what else is in the batch.
+    steps, in log space so that nothing underflows, bring its columns there, or near: on normal values with tau 0.01 to 3, 50
+    steps left every column sum within 0.006 of 1. A list stops when its own columns are there: it does not matter what else is
+    in the batch.
     """
     import torch
 
     size = values.shape[1]
-    spread = (values[:, :, None] - values[:, None, :]).abs().sum(2)
+    spread = distance(values[:, :, None] - values[:, None, :]).sum(2)
     ranks = size + 1 - 2 * torch.arange(1, size + 1, device=values.device, dtype=values.dtype)
     log_p = ((ranks[None, :, None] * values[:, None, :] - spread[:, None, :]) / tau).log_softmax(2)
     for _ in range(SINKHORN_STEPS):
@@ -111,6 +128,7 @@ METHOD = Method(
         "a pair's loss depends on its score gap, so with scores it is aware of degree even at two answers",
         "the loss lies between -1 and 0, and its gradient vanishes for a pair ordered very wrongly as for one ordered well",
         "only beta / tau matters to the loss: both are kept because the paper names both",
+        f"differences of beta * u below {TIE:g} count as ties, else rounding would decide the first gradient",
         "libraries sort in fp16; here the sort has the precision of the log-probabilities",
     ),
 )

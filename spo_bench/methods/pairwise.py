@@ -81,7 +81,10 @@ def pair_loss(
         pairs = replace(pairs, kl=policy_chosen.new_full(policy_chosen.shape, float(z0)))
     if method.running is not None:
         pairs = replace(pairs, running=method.running.update(pairs, hyper, started(method, policy_chosen)))
-    return method.loss(pairs, hyper)
+    try:
+        return method.loss(pairs, hyper)
+    except ValueError as error:
+        raise InputError(f"pairs for {name}", str(error), f"see `spo-bench methods show {name}`") from error
 
 
 SCORES = ("chosen_score", "rejected_score")

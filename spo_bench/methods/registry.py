@@ -125,16 +125,20 @@ def resolve(name: str, hyperparameters: Mapping[str, Any] | None = None) -> dict
 
 
 @functools.cache
-def additions() -> Mapping[str, Addition]:
-    """Return every addition by name, sorted."""
+def _additions() -> Mapping[str, Addition]:
     return {addition.name: addition for _, addition in _declared(f"{_PACKAGE}.additions", "ADDITION")}
+
+
+def addition_names() -> list[str]:
+    """Return the names of all additions, sorted."""
+    return list(_additions())
 
 
 def get_addition(name: str) -> Addition:
     """Return the addition of that name; raises InputError with the nearest name."""
-    if name not in additions():
-        raise unknown("addition", name, additions())
-    return additions()[name]
+    if name not in _additions():
+        raise unknown("addition", name, _additions())
+    return _additions()[name]
 
 
 def resolve_addition(name: str, settings: Mapping[str, Any] | None = None) -> dict[str, Any]:

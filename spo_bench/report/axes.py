@@ -8,7 +8,7 @@ from typing import Any
 
 from . import names
 from .areas import FRACTION, share
-from .measure import curve_areas
+from .measure import curve_areas, headlines
 from .render import Column, Entry, Table
 from .results import SFT, Cell, Results, short_model
 from .tables import (
@@ -25,6 +25,9 @@ from .tables import (
     text_entry,
 )
 
+RELABEL = "relabel"
+"""The data axis whose policies are asked for a quality."""
+
 
 @dataclass(frozen=True)
 class _Line:
@@ -37,7 +40,8 @@ class _Line:
     """Whether the matrix has the cell at the axis's plain value, and this is another one."""
 
     @property
-    def metric_prefix(self) -> str:
+    def prefix(self) -> str:
+        """Return what stands before the name of a metric of this line."""
         return names.AREA if self.value is None else ""
 
 
@@ -47,31 +51,45 @@ def axes(numbers: Numbers) -> Table:
     lines = [line for axis in results.axes for line in _lines(results, axis)]
     heads = {"axis": "Data axis", "model": "Model", "task": "Task", "method": "Method", "variant": "Variant", "value": "Value"}
     columns = [Column(key, shown, numeric=False) for key, shown in heads.items()]
-    sides: list[list[Entry]] = []
+    sides: list[Sequence[Entry]] = []
     compared: list[Mapping[str, Any]] = []
     for metric in [*headline_names(results), *([CONTROL] if numbers.levels.get(CONTROL) else [])]:
-        arrow = names.direction(metric, better_up(numbers.levels[metric]))
-        group = names.title(metric)
-        columns.append(Column(metric, "Level", group, arrow))
-        levels = [
-            numbers.levels.get(f"{line.metric_prefix}{metric}", {}).get((*line.cell.place, line.cell.settings)) for line in lines
-        ]
-        able = [_able(line, metric, tasks) for line in lines]
-        sides.append([_known(entry, line.cell.task in has) for entry, line in zip(level_entries(levels, metric), lines)])
-        for key, title, wanted in [
-            ("difference", "Δ plain", [line.has_plain for line in lines]),
-            ("spo difference", "Δ SPO", [bool(line.cell.label) for line in lines]),
-        ]:
-            rows = [_comparison(numbers, line, metric, key) if asked else None for line, asked in zip(lines, wanted)]
-            if not any(rows):
-                continue
-            compared += [row for row in rows if row]
-            columns.append(Column(f"{metric} {key}", title, group, arrow))
-            found = difference_entries(rows, metric)
-            sides.append([_known(entry, asked and line.cell.task in has) for entry, asked, line in zip(found, wanted, lines)])
+        for column, side, rows in _columns(numbers, lines, metric):
+            columns.append(column)
+            sides.append(side)
+            compared += rows
     body = [[*_heads(line), *(side[i] for side in sides)] for i, line in enumerate(lines)]
     blocks = ["|".join((line.axis, line.cell.model, line.cell.task, line.cell.without(line.axis))) for line in lines]
     return Table("axes", "Data axes", columns, body, blocks, _caption(results, compared))
+
+
+def _columns(
+    numbers: Numbers, lines: Sequence[_Line], metric: str
+) -> Iterator[tuple[Column, Sequence[Entry], Sequence[Mapping[str, Any]]]]:
+    """Yield a metric's columns with their entries and the comparisons they show: levels, Δ plain, Δ SPO, those there are."""
+    arrow, group = names.direction(metric, better_up(numbers.levels[metric])), names.title(metric)
+    judged = [_judged(numbers.results, line, metric) for line in lines]
+    levels = [numbers.level(line.cell, f"{line.prefix}{metric}") for line in lines]
+    yield Column(metric, "Level", group, arrow), _known(level_entries(levels, metric), judged), []
+    both_sides = [yes and not (metric == CONTROL and line.axis == RELABEL) for yes, line in zip(judged, lines)]
+    for key, title, expected, of in (
+        ("difference", "Δ plain", [yes and line.has_plain for yes, line in zip(both_sides, lines)], "axis"),
+        ("spo difference", "Δ SPO", [yes and bool(line.cell.label) for yes, line in zip(judged, lines)], "spo"),
+    ):
+        if any(expected):
+            rows = [
+                numbers.comparison(line.cell, f"{line.prefix}{metric}", of, line.axis if of == "axis" else "") if yes else None
+                for yes, line in zip(expected, lines)
+            ]
+            column = Column(f"{metric} {key}", title, group, arrow)
+            yield column, _known(difference_entries(rows, metric), expected), [row for row in rows if row]
+
+
+def _judged(results: Results, line: _Line, metric: str) -> bool:
+    """Return whether a line's policy is judged by the metric."""
+    if metric == CONTROL:
+        return RELABEL in line.cell.axes and line.value is not None
+    return metric in headlines(results, line.cell.task)
 
 
 def _lines(results: Results, axis: str) -> Iterator[_Line]:
@@ -106,12 +124,6 @@ def _ordered(values: Sequence[Any], plain: Any) -> list[Any]:
     return sorted(values, key=lambda value: bool(value != plain))
 
 
-def _comparison(numbers: Numbers, line: _Line, metric: str, key: str) -> Mapping[str, Any] | None:
-    if key == "difference":
-        return numbers.comparison(line.cell, metric, "axis", line.axis)
-    return numbers.comparison(line.cell, f"{line.metric_prefix}{metric}", "spo")
-
-
 def _heads(line: _Line) -> list[Entry]:
     cell = line.cell
     value = "area" if line.value is None else f"{line.value:g}" if isinstance(line.value, float) else str(line.value)
@@ -125,9 +137,9 @@ def _heads(line: _Line) -> list[Entry]:
     ]
 
 
-def _known(entry: Entry, expected: bool) -> Entry:
-    """Return the entry; empty where nothing is missing, since nothing could be there."""
-    return entry if expected else quiet(entry)
+def _known(entries: Sequence[Entry], expected: Sequence[bool]) -> list[Entry]:
+    """Return the entries; empty where nothing is missing, since nothing could be there."""
+    return [entry if wanted else quiet(entry) for entry, wanted in zip(entries, expected)]
 
 
 def _caption(results: Results, compared: Sequence[Mapping[str, Any]]) -> list[str]:

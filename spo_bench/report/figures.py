@@ -13,6 +13,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from . import names
+from .areas import FRACTION
 from .axes import equal_note, value_of
 from .measure import ALPHA, Level, headlines
 from .render import number
@@ -87,6 +88,14 @@ def _labels(cells: Sequence[Cell]) -> list[str]:
     return sorted(dict.fromkeys(cell.label for cell in cells if cell.method != SFT), key=lambda label: label != "")
 
 
+def _plain_families(cells: Sequence[Cell]) -> tuple[list[str], str]:
+    """Return the families to show side by side, and a sentence: those of plain data alone where there are others too."""
+    trained = [cell for cell in cells if cell.method != SFT]
+    families = list(dict.fromkeys(cell.family for cell in trained))
+    plain = list(dict.fromkeys(cell.family for cell in trained if not cell.axes))
+    return (plain, " Only policies of plain data are shown.") if 0 < len(plain) < len(families) else (families, "")
+
+
 def _name(label: str) -> str:
     return label or "baseline"
 
@@ -104,7 +113,7 @@ def _levels(numbers: Numbers) -> Drawing | None:
     columns = min(3, len(panels))
     rows = math.ceil(len(panels) / columns)
     labels = _labels(results.done)
-    families = list(dict.fromkeys(cell.family for cell in results.done if cell.method != SFT))
+    families, note = _plain_families(results.done)
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots(rows, columns, squeeze=False).reshape(-1)
@@ -117,7 +126,7 @@ def _levels(numbers: Numbers) -> Drawing | None:
 
     width = max(4.2, 0.55 * max(1, len(families)) * max(2, len(labels)) * 0.7 + 1.4) * columns
     caption = "What every policy reaches, with 95 % intervals. The dashed line is the SFT policy, the band its interval."
-    return _finish("levels", caption, (min(13.0, width), 3.1 * rows + 0.4), paint)
+    return _finish("levels", caption + note, (min(13.0, width), 3.1 * rows + 0.4), paint)
 
 
 def _level_panel(
@@ -170,66 +179,73 @@ def _sft_line(panel: Any, numbers: Numbers, cells: Sequence[Cell], metric: str) 
 
 # --- along a data axis: what more data, or noisier labels, do -------------------------------------------------------------
 
-ALONG = ("fraction", "label_flip")
-"""The data axes whose values are numbers on a scale."""
+ALONG = {FRACTION: "Share of the training pairs", "label_flip": "Share of preferences turned round"}
+"""The data axes whose values are numbers on a scale, with what the scale says."""
+
+
+_Lines = Mapping[tuple[str, str], Mapping[float, Level]]
+"""(method with its other axes, variant) -> value of the axis -> level."""
 
 
 def _along(numbers: Numbers, axis: str) -> Drawing | None:
     """Draw the headline metric against the values of a data axis, a line a method and variant; None below two values."""
     results = numbers.results
-    panels = []
+    panels: list[tuple[str, str, str, _Lines]] = []
     for model, task in dict.fromkeys((cell.model, cell.task) for cell in results.done):
-        metrics = headlines(results, task)[:1]
-        cells = [cell for cell in results.done if (cell.model, cell.task) == (model, task)]
-        if metrics and len({value_of(cell, axis) for cell in cells if cell.method != SFT}) > 1:
-            panels.append((model, task, metrics[0], cells))
+        for metric in headlines(results, task)[:1]:
+            if lines := _lines(numbers, axis, model, task, metric):
+                panels.append((model, task, metric, lines))
     if not panels:
         return None
-    trained = [cell for cell in results.done if cell.method != SFT]
-    families = list(dict.fromkeys(cell.without(axis) for cell in trained))
-    labels = _labels(trained)
+    families = list(dict.fromkeys(family for *_, lines in panels for family, _ in lines))
+    labels = sorted(dict.fromkeys(label for *_, lines in panels for _, label in lines), key=lambda label: label != "")
+    several = len({model for model, *_ in panels}) > 1
     columns = min(2, len(panels))
+    longest = max(len(f"{family} {_name(label)}") for *_, lines in panels for family, label in lines)
+    wide = max(1, 48 * columns // (longest + 10))  # names side by side in the legend
     rows = math.ceil(len(panels) / columns)
 
     def paint(figure: Figure) -> None:
         grid = figure.subplots(rows, columns, squeeze=False).reshape(-1)
-        for panel, (model, task, metric, cells) in zip(grid, panels):
-            _along_panel(panel, numbers, axis, metric, cells, families, labels)
-            panel.set_title(task if len({one[0] for one in panels}) == 1 else f"{short_model(model)} · {task}")
+        named: dict[str, Any] = {}
+        for panel, (model, task, metric, lines) in zip(grid, panels):
+            _sft_line(panel, numbers, [cell for cell in results.done if (cell.model, cell.task) == (model, task)], metric)
+            _along_panel(panel, metric, lines, families, labels)
+            panel.set_xlabel(ALONG[axis])
+            panel.set_title(f"{short_model(model)} · {task}" if several else task)
+            handles, texts = panel.get_legend_handles_labels()
+            named |= dict(zip(texts, handles))
         for panel in grid[len(panels) :]:
             panel.set_axis_off()
-        handles, texts = grid[0].get_legend_handles_labels()
-        figure.legend(handles, texts, loc="outside lower center", ncols=2 * columns, fontsize=8, handlelength=3)
+        figure.legend(named.values(), named, loc="outside lower center", ncols=wide, fontsize=8, handlelength=3)
 
-    what = {"fraction": "Data efficiency: what every policy reaches with a share of the training pairs"}.get(
-        axis, "Label noise: what every policy reaches when a share of the preferences is turned round"
-    )
-    note = f" {equal_note(results)}" if axis == "fraction" else ""
-    height = 2.6 * rows + 0.2 * math.ceil((len(families) * len(labels) + 1) / (2 * columns)) + 0.2
+    noise = "Label noise: what every policy reaches when a share of the preferences is turned round"
+    what = "Data efficiency: what every policy reaches with a share of the training pairs" if axis == FRACTION else noise
+    note = f" {equal_note(results)}" if axis == FRACTION else ""
+    height = 2.6 * rows + 0.2 * math.ceil((len(families) * len(labels) + 1) / wide) + 0.2
     return _finish(f"axis-{axis}", f"{what}, with 95 % intervals.{note}", (3.4 * columns, height), paint)
 
 
-def _along_panel(
-    panel: Any, numbers: Numbers, axis: str, metric: str, cells: Sequence[Cell], families: Sequence[str], labels: Sequence[str]
-) -> None:
+def _lines(numbers: Numbers, axis: str, model: str, task: str, metric: str) -> _Lines:
+    """Return the lines of a panel that have two or more points."""
+    lines: dict[tuple[str, str], dict[float, Level]] = {}
+    for cell in numbers.results.done:
+        level = numbers.level(cell, metric) if (cell.model, cell.task) == (model, task) and cell.method != SFT else None
+        if level is not None and math.isfinite(level.value):
+            lines.setdefault((cell.without(axis), cell.label), {})[float(value_of(cell, axis))] = level
+    return {key: points for key, points in lines.items() if len(points) > 1}
+
+
+def _along_panel(panel: Any, metric: str, lines: _Lines, families: Sequence[str], labels: Sequence[str]) -> None:
     factor = names.scale(metric)
-    values = sorted({float(value_of(cell, axis)) for cell in cells if cell.method != SFT})
-    drawn = [(family, label) for family in families for label in labels]
-    step = 0.012 * (values[-1] - values[0])  # bars side by side, so that none hides another
-    _sft_line(panel, numbers, cells, metric)
-    for at, (family, label) in enumerate(drawn):
-        points: dict[float, Level] = {}
-        for cell in cells:
-            level = numbers.level(cell, metric) if (cell.without(axis), cell.label) == (family, label) else None
-            if level is not None and cell.method != SFT and math.isfinite(level.value):
-                points[float(value_of(cell, axis))] = level
-        if len(points) < 2:
-            continue
+    values = np.array(sorted({value for points in lines.values() for value in points}))
+    step = min(0.012 * np.ptp(values), 0.6 * np.diff(values).min() / len(lines))  # bars side by side: none hides another
+    for at, ((family, label), points) in enumerate(lines.items()):
         x = np.array(sorted(points))
         y, low, high = (factor * np.array([getattr(points[one], key) for one in x]) for key in ("value", "low", "high"))
         i, j = families.index(family), labels.index(label)
         panel.errorbar(
-            x + step * (at - (len(drawn) - 1) / 2),
+            x + step * (at - (len(lines) - 1) / 2),
             y,
             yerr=np.nan_to_num(np.stack([y - low, high - y])),
             label=f"{family} {_name(label)}",
@@ -243,7 +259,6 @@ def _along_panel(
             capsize=2,
         )
     panel.set_xticks(values, [f"{value:g}" for value in values])
-    panel.set_xlabel(names.axis_title(axis))
     panel.set_ylabel(names.title(metric))
     panel.grid(axis="y")
 
@@ -281,7 +296,9 @@ def _forest(numbers: Numbers) -> Drawing | None:
             panel.set_axis_off()
 
     caption = "What SPO changes: variant minus own baseline with 95 % interval. Filled: significant after Holm's correction."
-    return _finish("effects", caption, (5.2 * columns, lines * (0.34 * tallest + 1.25)), paint)
+    longest = max(len(row["variant"]) for _, _, rows in panels for row in rows if row["axes"]) if results.axes else 0
+    width = 5.2 + 0.07 * max(0, longest - 20)
+    return _finish("effects", caption, (width * columns, lines * (0.34 * tallest + 1.25)), paint)
 
 
 def _forest_panel(panel: Any, metric: str, rows: Sequence[Mapping[str, Any]], with_model: bool) -> None:
@@ -319,7 +336,7 @@ def _curves(results: Results, model: str, task: str) -> Drawing | None:
     ]
     if not shown:
         return None
-    families = list(dict.fromkeys(cell.family for cell, _ in logs))
+    families, note = _plain_families([cell for cell, _ in logs])
     labels = _labels(results.done)
 
     def paint(figure: Figure) -> None:
@@ -344,7 +361,7 @@ def _curves(results: Results, model: str, task: str) -> Drawing | None:
 
     several = len({cell.model for cell in results.done}) > 1
     where = f"{task} with {short_model(model)}" if several else task
-    caption = f"Training on {where}: mean over seeds, smoothed over a twentieth of the steps; thin lines are single seeds."
+    caption = f"Training on {where}: mean over seeds, smoothed over a twentieth of the steps; thin lines are single seeds.{note}"
     name = "-".join(["training", task, *([short_model(model)] if several else [])])
     return _finish(name, caption, (max(4.5, min(13.0, 3.0 * len(families) + 0.6)), 1.75 * len(shown) + 0.7), paint)
 

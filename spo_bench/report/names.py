@@ -35,11 +35,11 @@ _AT_GOAL = "score_at_goal_"
 _HIGHEST_GOAL = 10
 
 _AXES: dict[str, tuple[str, Any]] = {
-    "fraction": ("Share of the training pairs", 1.0),
-    "label_flip": ("Share of flipped labels", 0.0),
-    "holdout": ("Held-out domains", "none"),
+    "fraction": ("Share of pairs", 1.0),
+    "label_flip": ("Label flip", 0.0),
+    "holdout": ("Hold-out", "none"),
     "relabel": ("Relabelling", "none"),
-    "list_size": ("Answers a prompt", 2),
+    "list_size": ("List size", 2),
     "regime": ("Regime", "offline"),
 }
 """Data axis -> its title, and its value for plain data, which a cell's axes leave out."""

@@ -43,8 +43,8 @@ class Metric:
     def among(self, ids: Sequence[str]) -> Metric:
         """Return the metric on some of its prompts, in the order of ``ids``; itself where these are not some of its own."""
         place = {name: i for i, name in enumerate(self.ids)}
-        if len(place) != len(self.ids) or not place.keys() >= set(ids):
-            return self
+        if len(place) != len(self.ids) or len(set(ids)) != len(ids) or not place.keys() >= set(ids):
+            return self  # aligning the two says what is wrong
         kept = [place[name] for name in ids]
         clusters = None if self.clusters is None else [self.clusters[i] for i in kept]
         return replace(self, ids=list(ids), values=self.values[kept], clusters=clusters)

@@ -36,7 +36,7 @@ class Numbers:
 
     def level(self, cell: Cell, metric: str) -> Level | None:
         """Return a metric's level over the seeds of a cell, or None."""
-        return self.levels[metric].get((*cell.place, cell.settings))
+        return self.levels.get(metric, {}).get((*cell.place, cell.settings))
 
     @cached_property
     def _index(self) -> dict[tuple[str, ...], Mapping[str, Any]]:

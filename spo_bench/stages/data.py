@@ -103,7 +103,6 @@ def tokenised(
 ) -> tuple[dict[str, Any], str | None]:
     """Return (the row with token ids, None), or ({}, why nothing usable is left)."""
     rendered = render(tokenizer, row.prompt)
-    special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
     record: dict[str, Any] = {
         **asdict(row),
         "prompt": [dict(m) for m in row.prompt],
@@ -111,34 +110,48 @@ def tokenised(
         "prompt_text": rendered.text,
         "prompt_ids": rendered.ids,
     }
+    return with_ids(record, ("chosen",) if split == "sft" else ("chosen", "rejected"), tokenizer, max_length, counts)
+
+
+def with_ids(
+    record: Mapping[str, Any], sides: Sequence[str], tokenizer: Any, max_length: int, counts: Counter[str]
+) -> tuple[dict[str, Any], str | None]:
+    """Return (a rendered record with the token ids of its answers, None), or ({}, why nothing usable is left).
+
+    The answers are those of ``sides`` and, in a list, those ``between`` them.
+    """
+    special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+    prompt = record["prompt_ids"]
+    answers = [*((side, record[side]) for side in sides), *(("between", text) for text in record.get("between", ()))]
     notes: Counter[str] = Counter()
-    for side in ("chosen",) if split == "sft" else ("chosen", "rejected"):
-        text = getattr(row, side)
+    found: list[list[int]] = []
+    for name, text in answers:
         ids = completion_ids(tokenizer, text)
         if special & set(ids[:-1]):
-            return {}, f"{side} contains a special token of the model"
-        whole = tokenizer(rendered.text + text, add_special_tokens=False)["input_ids"]
-        notes["boundary_merges"] += whole != rendered.ids + ids[:-1]
-        room = max_length - len(rendered.ids)
+            return {}, f"{name} contains a special token of the model"
+        whole = tokenizer(record["prompt_text"] + text, add_special_tokens=False)["input_ids"]
+        notes["boundary_merges"] += whole != prompt + ids[:-1]
+        room = max_length - len(prompt)
         if room < 1:
-            return {}, f"nothing of the answers is left after truncation: the prompt alone has {len(rendered.ids)} tokens"
+            return {}, f"nothing of the answers is left after truncation: the prompt alone has {len(prompt)} tokens"
         # A cut-off answer gets no end token: the model must not learn to stop there.
-        notes[f"truncated_{side}"] += len(ids) > room
-        notes[f"eos_once_{side}"] += len(ids) <= room
-        record[f"{side}_ids"] = ids[:room]
-        notes[f"{side}_tokens"] += len(ids[:room])
-    if split != "sft" and record["chosen_ids"] == record["rejected_ids"]:
-        return {}, "chosen and rejected are identical after truncation"
-    notes[("bos_0", "bos_1", "bos_2_or_more")[min(leading(rendered.ids, tokenizer.bos_token_id), 2)]] += 1
+        notes[f"truncated_{name}"] += len(ids) > room
+        notes[f"eos_once_{name}"] += len(ids) <= room
+        found.append(ids[:room])
+        notes[f"{name}_tokens"] += len(found[-1])
+    if len({tuple(ids) for ids in found}) < len(found):
+        return {}, f"{'chosen and rejected' if len(found) == 2 else 'two answers'} are identical after truncation"
+    notes[("bos_0", "bos_1", "bos_2_or_more")[min(leading(prompt, tokenizer.bos_token_id), 2)]] += 1
     if notes["bos_2_or_more"]:
         raise InputError(
-            f"the prompt of row {row.number} begins with two beginning-of-text tokens",
+            f"the prompt of row {record['number']} begins with two beginning-of-text tokens",
             "a prompt has at most one",
             "remove bos_token from the chat template, or from the data's prompts",
         )
-    notes["prompt_tokens"] += len(rendered.ids)
+    notes["prompt_tokens"] += len(prompt)
     counts.update(notes)
-    return record, None
+    ids_of = {f"{side}_ids": ids for side, ids in zip(sides, found, strict=False)}
+    return {**record, **ids_of, **({"between_ids": found[len(sides) :]} if "between" in record else {})}, None
 
 
 def leading(ids: Sequence[int], token: int | None) -> int:

@@ -13,7 +13,7 @@ from spo_bench.store.artifacts import Store
 KINDS = {
     "tokenizer": ("spo_bench.stages.model:run", 1),
     "model": ("spo_bench.stages.model:run", 1),
-    "data": ("spo_bench.stages.data:run", 1),
+    "data": ("spo_bench.stages.data:run", 2),
     "sft": ("spo_bench.stages.sft:run", 1),
     "reference": ("spo_bench.stages.reference:run", 1),
     "mismatched": ("spo_bench.stages.reference:run_mismatched", 1),

@@ -168,7 +168,9 @@ def _pairs(
         if not known or max(known)[0] == min(known)[0]:
             continue
         (high, best), (low, worst) = max(known, key=lambda v: v[0]), min(known, key=lambda v: v[0])
-        record = {"id": row["id"], "prompt_ids": row["prompt_ids"], "scores": [high, low]}
+        # A labeller's numbers have any scale, also below 0: they are no relevance for a listwise loss, which gets the order alone.
+        scores = None if training.objective.method.data == "listwise" else [high, low]
+        record = {"id": row["id"], "prompt_ids": row["prompt_ids"], "scores": scores}
         for side, number in (("chosen", best), ("rejected", worst)):
             record |= {side: one[number][0], f"{side}_ids": one[number][1]}
         explored = np.asarray(greedy[place][1], dtype=np.int64) if explores and greedy is not None else None
