@@ -85,10 +85,10 @@ def main() -> None:
             batches = micro_batches(examples[name][batch], rows, 2048, layout == "trie")
             copies = sum(len(b.degrees) for b in batches)
             for micro in batches:
-                sums, _, layer = objective.forward(micro)
-                term, _ = objective.alignment(
-                    objective.pairs(sums, rows[micro.places], 0, micro.places), len(micro.places) / len(rows), None
-                )
+                sums, _, layer, _ = objective.forward(micro)
+                frozen = objective.stored(rows[micro.places], 0, micro.places)
+                lists = objective.lists(micro, sums, frozen, None, rows[micro.places], 0)
+                term = objective.losses(lists, None)[0].mean() * len(micro.places) / len(rows)
                 if head is not None:
                     term = term + objective.degree(layer, micro, 0, copies)[0]
                 term.backward()

@@ -23,10 +23,36 @@ settings.load_profile("fixed")
 
 BUILT_IN = ["dpo", "ipo", "kto", "orpo", "simpo"]  # the others have test files of their own
 
-ALL = (
-    "dpo cdpo robust ipo hinge slic kto simpo orpo cpo exo nca bco apo_zero apo_down sppo_hard aot dpop lrml ada_dpo rpo wpo f_dpo "
-    "beta_dpo alpha_dpo dpo_norm margin_dpo neural_ndcg"
-).split()
+ALL = [
+    "dpo",
+    "cdpo",
+    "robust",
+    "ipo",
+    "hinge",
+    "slic",
+    "kto",
+    "simpo",
+    "orpo",
+    "cpo",
+    "exo",
+    "nca",
+    "bco",
+    "apo_zero",
+    "apo_down",
+    "sppo_hard",
+    "aot",
+    "dpop",
+    "lrml",
+    "ada_dpo",
+    "rpo",
+    "wpo",
+    "f_dpo",
+    "beta_dpo",
+    "alpha_dpo",
+    "dpo_norm",
+    "margin_dpo",
+    "neural_ndcg",
+]
 
 
 def tensor(*values: float, dtype: torch.dtype = torch.float64) -> torch.Tensor:

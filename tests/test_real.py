@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -69,8 +70,9 @@ def test_trie_equals_separate_sequences(real, spo, record_property):
         rows = np.arange(len(examples))
         (batch,) = micro_batches(examples, rows, 10**6, share)
         model.zero_grad()
-        sums, values, layer = objective.forward(batch)
-        loss, _ = objective.alignment(objective.pairs(sums, rows, 0, rows), 1.0, None)
+        sums, values, layer, _ = objective.forward(batch)
+        lists = objective.lists(batch, sums, objective.stored(rows, 0, rows), None, rows, 0)
+        loss = objective.losses(lists, None)[0].mean()
         if head is not None:
             loss = loss + objective.degree(layer, batch, 0, len(batch.degrees))[0]
         loss.backward()
@@ -113,3 +115,63 @@ def test_real_run_from_end_to_end(smollm2, shared, tmp_path):
         assert first["alignment_loss"] == pytest.approx(np.log(2), abs=1e-3)
         scores = read_json(done.out / "cells" / cell["id"] / "scores.json")
         assert scores["scalars"]["tokens_per_pair"]["value"] < scores["scalars"]["tokens_per_pair_separate"]["value"]
+
+
+AXES = {
+    "fraction": [0.5],
+    "label_flip": [0.5],
+    "holdout": ["short"],
+    "relabel": [{"name": "reward_augmented", "scores": "implicit"}],
+    "list_size": [{"size": 3, "source": "degraded"}],
+    "regime": [{"name": "semi_online", "every": 1, "samples": 1, "human": True, "labeller": "reward:trained"}],
+}
+
+
+@pytest.fixture(scope="module")
+def tagged(shared, tmp_path_factory) -> Path:
+    """HH rows as prompt, chosen, rejected with a domain: dialogues of one turn are short, others long."""
+    rows = get_task("dialogue", str(shared / "data" / "hh_harmless.jsonl.gz")).load("train", 300, 0)
+    kept = [r for r in rows if r.unusable is None and len(r.chosen + r.rejected + str(r.prompt)) < 600]
+    path = tmp_path_factory.mktemp("tagged") / "hh.jsonl"
+    lines = [
+        {
+            "prompt": [dict(m) for m in r.prompt],
+            "chosen": r.chosen,
+            "rejected": r.rejected,
+            "domain": "short" if len(r.prompt) == 1 else "long",
+        }
+        for r in kept
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+@pytest.mark.parametrize("axis", AXES)
+def test_every_data_axis_on_a_real_model(axis, smollm2, tagged, tmp_path_factory):
+    """dpo on HH rows changed along one axis: every cell is done, and the run says what was changed."""
+    base = tmp_path_factory.getbasetemp()
+    spec = {
+        "name": axis,
+        "models": [{"path": str(smollm2), "label": "SmolLM2"}],
+        "tasks": [
+            {
+                "name": "dialogue",
+                "data": str(tagged),
+                "limit": {"train": 8, "eval": 6, "heldout": 4, "sft": 0},
+                "max_dropped": 0.5,
+            }
+        ],
+        "methods": ["dpo"],
+        "spo": [False],
+        "data_axes": {axis: AXES[axis]},
+        "train": {"batch_size": 2, "max_steps": 1, "max_length": 192, "learning_rate": 1e-5},
+        "generate": {"max_new_tokens": 8, "batch_size": 8},
+        "reward_training": {"batch_size": 2, "max_steps": 1},
+    }
+    done = spo_bench.run(spec, base / f"axis-{axis}", store=base / "axes-store")
+    assert not done.failed
+    (cell,) = [cell for cell in read_jsonl(done.out / "cells.jsonl") if cell["method"] == "dpo"]
+    assert list(cell["axes"]) == [axis]
+    steps = list(read_jsonl(done.out / "cells" / cell["id"] / "train.jsonl"))
+    assert steps[0]["alignment_loss"] == pytest.approx(np.log(2), abs=1e-3)
+    assert (done.out / "tables" / "axes.csv").is_file()

@@ -94,7 +94,7 @@ def test_a_methods_own_epochs_set_aside_the_shared_steps():
     assert spec.methods[0].train == {"epochs": 2.0, "max_steps": None}
 
 
-@pytest.mark.parametrize("name", ["quick", "small", "paper"])
+@pytest.mark.parametrize("name", ["quick", "small", "paper", "ablation"])
 def test_presets_are_valid_described_and_survive_a_round_trip(name):
     spec = load_spec(name)
     assert spec.name == name
