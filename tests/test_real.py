@@ -130,7 +130,8 @@ AXES = {
 @pytest.fixture(scope="module")
 def tagged(shared, tmp_path_factory) -> Path:
     """HH rows as prompt, chosen, rejected with a domain: dialogues of one turn are short, others long."""
-    rows = get_task("dialogue", str(shared / "data" / "hh_harmless.jsonl.gz")).load("train", 300, 0)
+    task = get_task("dialogue", str(shared / "data" / "hh_harmless.jsonl.gz"))
+    rows = [row for split in ("train", "eval", "heldout") for row in task.load(split, 200, 0)]
     kept = [r for r in rows if r.unusable is None and len(r.chosen + r.rejected + str(r.prompt)) < 600]
     path = tmp_path_factory.mktemp("tagged") / "hh.jsonl"
     lines = [

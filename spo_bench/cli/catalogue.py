@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from spo_bench.cli.common import Json, TaskDirs, print_json
-from spo_bench.errors import InputError, SpoBenchError
+from spo_bench.errors import InputError, SpoBenchError, unknown
+
+if TYPE_CHECKING:
+    from spo_bench.methods import Addition, Default, Method
 
 Name = Annotated[str, typer.Argument(metavar="NAME")]
 
 methods_app = typer.Typer(
-    help="The preference methods.", invoke_without_command=True, epilog="Example: spo-bench methods show ipo"
+    help="The preference methods and what can be added to them.",
+    invoke_without_command=True,
+    epilog="Example: spo-bench methods show ipo",
 )
 tasks_app = typer.Typer(help="The tasks.", invoke_without_command=True, epilog="Example: spo-bench tasks list --json")
 presets_app = typer.Typer(
@@ -45,61 +51,120 @@ def _listing(columns: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
 def _methods(context: typer.Context) -> None:
     """The preference methods."""
     if context.invoked_subcommand is None:
-        methods_list(json=False)
+        methods_list(json=False, markdown=False)
 
 
 @methods_app.command("list", epilog="Example: spo-bench methods list --json")
-def methods_list(json: Json = False) -> None:
-    """List the methods."""
-    from spo_bench.methods import get_method, method_names
+def methods_list(
+    json: Json = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the tables of docs/methods.md.")] = False,
+) -> None:
+    """List the methods, and what can be added to them; --json: the methods alone."""
+    from spo_bench.methods import addition_names, get_addition, get_method, method_names
+    from spo_bench.methods.table import markdown_table
 
+    if json and markdown:
+        raise InputError("--json with --markdown", "one of the two is printed", "leave one out")
+    if markdown:
+        typer.echo(markdown_table())
+        return
     found = [get_method(name) for name in method_names()]
     if json:
         print_json([method_record(method) for method in found])
         return
-    rows = [
-        (
-            m.name,
-            m.data,
-            "yes" if m.needs_reference else "no",
-            m.reduction,
-            ", ".join(f"{k}={d.value}" for k, d in m.defaults.items()),
-            m.formula,
-        )
-        for m in found
-    ]
+    rows = [(m.name, m.data, _yes(m.needs_reference), m.reduction, _values(m.defaults), m.formula) for m in found]
     _listing(("method", "data", "reference", "log-probs", "defaults", "loss"), rows)
+    typer.echo()
+    additions = [get_addition(name) for name in addition_names()]
+    _listing(("addition", "defaults", "term"), [(f"+{a.name}", _values(a.defaults), a.formula) for a in additions])
 
 
-@methods_app.command("show", epilog="Example: spo-bench methods show dpo")
+@methods_app.command("show", epilog="Examples: spo-bench methods show dpo, spo-bench methods show +sft")
 def methods_show(name: Name, json: Json = False) -> None:
-    """Show a method: formula, source, defaults with their sources, traps."""
-    from spo_bench.methods import get_method
+    """Show a method or an addition: formula, source, what it needs, defaults with sources and allowed values, traps."""
+    from spo_bench.methods import Addition
 
-    method = get_method(name)
+    one = _declared(name)
+    record = addition_record(one) if isinstance(one, Addition) else method_record(one)
     if json:
-        print_json(method_record(method))
+        print_json(record)
         return
-    lines = [
-        f"{method.name}: {method.formula}",
-        f"source: {method.reference}",
-        f"data: {method.data}; log-probabilities: {method.reduction} over tokens",
-    ]
-    reads, coupled = ("yes" if answer else "no" for answer in (method.needs_reference, method.batch_coupled))
-    lines.append(f"reads the reference: {reads}; batch-coupled: {coupled}")
-    lines += [f"  {key} = {default.value}   ({default.source})" for key, default in method.defaults.items()]
-    lines += [f"  note: {trap}" for trap in method.traps]
-    Console(highlight=False).print("\n".join(lines), markup=False)
+    lines = [f"{record['name']}: {record['formula']}", f"source: {record['reference']}"]
+    if isinstance(one, Addition):
+        lines.append(f"refused by: {', '.join(record['refused_by']) or 'no method'}")
+        lines += [f"  {method}: {reason}" for method, reason in record["refused_by"].items()]
+        lines += [f"  not beside +{other}: {reason}" for other, reason in record["clashes"].items()]
+    else:
+        lines.append(f"data: {one.data}; log-probabilities: {one.reduction} over tokens")
+        lines.append(f"needs: {', '.join(record['reads']) or 'nothing but the log-probabilities'}")
+        lines.append(f"reads the reference: {_yes(one.needs_reference)}; batch-coupled: {_yes(one.batch_coupled)}")
+        lines += [f"  without +{addition}: {reason}" for addition, reason in record["refuses"].items()]
+    for key, default in record["defaults"].items():
+        lines.append(f"  {key} = {default['value']}   {default['rule']}   ({default['source']})")
+    lines += [f"  note: {trap}" for trap in record["traps"]]
+    lines.append(f"in a spec: {record['spec']}")
+    Console(highlight=False, soft_wrap=True).print("\n".join(lines), markup=False)
 
 
-def method_record(method: Any) -> dict[str, Any]:
+def _declared(name: str) -> Method | Addition:
+    """Return the method or the addition of that name; the name of an addition may have its plus sign.
+
+    Raises InputError with the nearest name of either, and says which plugins are broken.
+    """
+    from spo_bench.methods import addition_names, discover, get_addition, get_method, method_names
+
+    if name in method_names():
+        return get_method(name)
+    if (plain := name.removeprefix("+")) in addition_names():
+        return get_addition(plain)
+    error = unknown("method or addition", name, [*method_names(), *(f"+{addition}" for addition in addition_names())])
+    broken = "".join(f"\n{origin} cannot be loaded:\n{text}" for origin, text in discover().broken.items())
+    raise InputError(error.given, error.rule, error.remedy + broken)
+
+
+def method_record(method: Method) -> dict[str, Any]:
     """Return a method's declaration as JSON values."""
-    plain = ("name", "version", "data", "needs_reference", "needs_kl", "batch_coupled", "reduction", "formula", "reference")
+    from spo_bench.methods.table import reads, refused_additions
+
+    needs = ("needs_reference", "needs_kl", "needs_scores", "needs_collision")
+    plain = ("name", "version", "data", *needs, "batch_coupled", "likelihood", "reduction", "formula", "reference")
     return {
         **{key: getattr(method, key) for key in plain},
-        "defaults": {key: {"value": default.value, "source": default.source} for key, default in method.defaults.items()},
-        "traps": list(method.traps),
+        "running": method.running is not None,
+        "reads": reads(method),
+        "refuses": refused_additions(method),
+        **_shared(method),
     }
+
+
+def addition_record(addition: Addition) -> dict[str, Any]:
+    """Return an addition's declaration as JSON values."""
+    from spo_bench.methods.table import clashes, refused_by
+
+    plain = ("version", "needs_explored", "formula", "reference")
+    return {
+        "name": f"+{addition.name}",
+        **{key: getattr(addition, key) for key in plain},
+        "refused_by": refused_by(addition),
+        "clashes": clashes(addition),
+        **_shared(addition),
+    }
+
+
+def _shared(one: Method | Addition) -> dict[str, Any]:
+    """Return what both records end with."""
+    from spo_bench.methods.table import spec_line
+
+    defaults = {key: {"value": d.value, "source": d.source, "rule": d.rule()} for key, d in one.defaults.items()}
+    return {"defaults": defaults, "traps": list(one.traps), "spec": spec_line(one)}
+
+
+def _values(defaults: Mapping[str, Default]) -> str:
+    return ", ".join(f"{key}={default.value}" for key, default in defaults.items())
+
+
+def _yes(answer: bool) -> str:
+    return "yes" if answer else "no"
 
 
 @tasks_app.callback()
