@@ -79,7 +79,7 @@ def methods_list(
     _listing(("addition", "defaults", "term"), [(f"+{a.name}", _values(a.defaults), a.formula) for a in additions])
 
 
-@methods_app.command("show", epilog="Examples: spo-bench methods show dpo, spo-bench methods show +sft")
+@methods_app.command("show", epilog="Example: spo-bench methods show +sft")
 def methods_show(name: Name, json: Json = False) -> None:
     """Show a method or an addition: formula, source, what it needs, defaults with sources and allowed values, traps."""
     from spo_bench.methods import Addition

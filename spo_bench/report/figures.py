@@ -103,6 +103,9 @@ def _name(label: str) -> str:
 # --- levels: what every policy reaches ----------------------------------------------------------------------------------
 
 
+CROWDED = 10  # methods; more leave no room for panels side by side
+
+
 def _levels(numbers: Numbers) -> Drawing | None:
     results = numbers.results
     models = list(dict.fromkeys(cell.model for cell in results.done))
@@ -110,10 +113,10 @@ def _levels(numbers: Numbers) -> Drawing | None:
     panels = [(model, task, metric) for model, task, metric in panels if metric]
     if not panels:
         return None
-    columns = min(3, len(panels))
-    rows = math.ceil(len(panels) / columns)
     labels = _labels(results.done)
     families, note = _plain_families(results.done)
+    columns = min(3, len(panels)) if len(families) <= CROWDED else 1
+    rows = math.ceil(len(panels) / columns)
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots(rows, columns, squeeze=False).reshape(-1)
@@ -328,6 +331,9 @@ def _forest_panel(panel: Any, metric: str, rows: Sequence[Mapping[str, Any]], wi
 _QUANTITIES = {"alignment_loss": "Preference loss", "reward_accuracy": "Reward accuracy", "degree_accuracy": "Degree accuracy"}
 
 
+CURVE_COLUMNS = 6  # methods side by side; more begin another block of rows
+
+
 def _curves(results: Results, model: str, task: str) -> Drawing | None:
     cells = [cell for cell in results.done if (cell.model, cell.task) == (model, task) and cell.method != SFT]
     logs = [(cell, log) for cell in cells if (log := cell.rows("train"))]
@@ -338,12 +344,17 @@ def _curves(results: Results, model: str, task: str) -> Drawing | None:
         return None
     families, note = _plain_families([cell for cell, _ in logs])
     labels = _labels(results.done)
+    columns = min(len(families), CURVE_COLUMNS)
+    blocks = math.ceil(len(families) / columns)
 
     def paint(figure: Figure) -> None:
-        axes = figure.subplots(len(shown), len(families), squeeze=False, sharex="col")
+        axes = figure.subplots(blocks * len(shown), columns, squeeze=False, sharex="col")
+        for panel in axes[-len(shown) :, len(families) - (blocks - 1) * columns :].flat:
+            panel.set_axis_off()
         for i, (key, title) in enumerate(shown):
-            for j, family in enumerate(families):
-                panel = axes[i][j]
+            for index, family in enumerate(families):
+                block, j = divmod(index, columns)
+                panel = axes[block * len(shown) + i][j]
                 for place, label in enumerate(labels):
                     some = [_series(log, key) for cell, log in logs if (cell.family, cell.label) == (family, label)]
                     _curve(panel, [one for one in some if one[0].size], label, place)
@@ -363,7 +374,7 @@ def _curves(results: Results, model: str, task: str) -> Drawing | None:
     where = f"{task} with {short_model(model)}" if several else task
     caption = f"Training on {where}: mean over seeds, smoothed over a twentieth of the steps; thin lines are single seeds.{note}"
     name = "-".join(["training", task, *([short_model(model)] if several else [])])
-    return _finish(name, caption, (max(4.5, min(13.0, 3.0 * len(families) + 0.6)), 1.75 * len(shown) + 0.7), paint)
+    return _finish(name, caption, (max(4.5, min(13.0, 3.0 * columns + 0.6)), 1.75 * len(shown) * blocks + 0.7), paint)
 
 
 def _series(log: Sequence[Mapping[str, Any]], key: str) -> tuple[Any, Any]:
