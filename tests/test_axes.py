@@ -149,7 +149,7 @@ CROSSED = [
     {"list_size": 3, "holdout": ["plants"]},
     {"list_size": {"size": 3, "source": "degraded"}},
     {"regime": "online"},
-    {"regime": {"name": "semi_online", "every": 2, "samples": 1, "human": True, "greedy": True, "refresh": 1, "reuse": 2}},
+    {"regime": {"name": "semi_online", "every": 2, "samples": 0, "human": True, "greedy": True, "refresh": 1, "reuse": 2}},
 ]
 
 

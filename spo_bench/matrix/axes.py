@@ -91,7 +91,7 @@ class Regime(Named):
     )
     every: Count | None = Field(None, description="optimizer steps on one round of samples (semi_online)")
     reuse: Count = Field(1, description="passes over a round's pairs")
-    samples: Annotated[int, Field(strict=True, ge=1, le=LARGEST_LIST)] = Field(2, description="own answers a prompt")
+    samples: Annotated[int, Field(strict=True, ge=0, le=LARGEST_LIST)] = Field(2, description="own answers a prompt")
     human: Flag = Field(False, description="the data's two answers compete with the policy's own")
     greedy: Flag = Field(False, description="the reference's greedy answer competes too, as in SELM")
     models: tuple[Text, ...] = Field((), description="further models whose answers compete, as in TSO: directories or hub ids")

@@ -203,4 +203,5 @@ class Evaluation:
             "numerics": self.numerics,
             "task": task_identity(self.tasks[task.label]),
         }
-        return {"goals": Stage("goals", version("goals"), config, inputs, {**self.local, **self.task_local(task), "trust_reward_code": trust})}
+        local = {**self.local, **self.task_local(task), "trust_reward_code": trust}
+        return {"goals": Stage("goals", version("goals"), config, inputs, local)}

@@ -168,7 +168,7 @@ def _pairs(
         if not known or max(known)[0] == min(known)[0]:
             continue
         (high, best), (low, worst) = max(known, key=lambda v: v[0]), min(known, key=lambda v: v[0])
-        # A labeller's numbers have any scale, also below 0: they are no relevance for a listwise loss, which gets the order alone.
+        # A labeller's numbers have any scale, also below 0: they are no relevances, so a listwise loss gets the order alone.
         scores = None if training.objective.method.data == "listwise" else [high, low]
         record = {"id": row["id"], "prompt_ids": row["prompt_ids"], "scores": scores}
         for side, number in (("chosen", best), ("rejected", worst)):
