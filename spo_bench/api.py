@@ -148,7 +148,10 @@ def _data(cells: Sequence[Cell], store: Store, watcher: Watcher) -> dict[str, st
     for stage in data:
         if stage.done(store):
             check_dropped(stage.path(store), stage.local["max_dropped"])
-    return failures
+    # What the data axes make of it, where no model has to be asked: a domain that is not there is found before any training.
+    views = [cell.stages["rows"] for cell in cells if "rows" in cell.stages]
+    ready = [view for view in views if view.inputs.keys() <= {"data", "model"} and view.inputs["data"].done(store)]
+    return {**failures, **run_stages(ready, store, 1, watcher)}
 
 
 def _rest(

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 import spo_bench
+from spo_bench.api import cells_of
 from spo_bench.errors import InputError
 from spo_bench.files import read_json, read_jsonl
 from spo_bench.matrix.axes import DataAxes, Point, check_point
+from spo_bench.matrix.load import load_spec
 from spo_bench.methods import method_names
 
 LEARNED = {
@@ -178,6 +180,34 @@ def test_rounds_are_the_same_again_and_say_what_they_saw(store, tmp_path):
     assert counts["pairs"] + counts["ties"] == counts["prompts"] == 16
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"train": {**TINY["train"], "batch_size": 6}},  # what a coupled loss sees together
+        {"train": {**TINY["train"], "micro_tokens": 512}},
+        {"methods": [{"name": "bco", "beta": 0.2}]},
+        {"methods": ["bco+sft"]},
+        {"data_axes": {"label_flip": 0.1}},
+        {"data_axes": {"regime": "online"}},
+        {"data_axes": {"regime": {"name": "online", "reuse": 2}}},
+        {"data_axes": {"regime": "online"}, "generate": {**TINY["generate"], "temperature": 0.5}},
+    ],
+    ids=str,
+)
+def test_what_changes_numbers_changes_the_key(store, change):
+    """The training key of a batch-coupled method holds its batch layout, its additions, and where its pairs come from."""
+
+    def keys(spec):
+        cells = cells_of(load_spec(spec), store / "store", "cpu")
+        return {cell.stages["train"].key for cell in cells if "train" in cell.stages}
+
+    plain = {**TINY, "methods": ["bco"]}
+    assert keys(plain) == keys({**plain})
+    assert not keys(plain) & keys({**plain, **change})
+    if "generate" in change:
+        assert not keys({**plain, "data_axes": change["data_axes"]}) & keys({**plain, **change})
+
+
 def test_a_refused_combination_says_why():
     axes = DataAxes.model_validate({"regime": "online", "label_flip": 0.2})
     with pytest.raises(InputError, match=r"(?s)regime=online.*only offline pairs can be flipped"):
@@ -201,3 +231,9 @@ REFUSED = [
 def test_what_makes_no_sense_is_refused_before_anything_is_made(store, change, said):
     with pytest.raises(InputError, match=said):
         spo_bench.run({**TINY, **change}, store / "refused", store=store / "store")
+
+
+def test_an_unknown_domain_is_refused_before_any_training(store):
+    with pytest.raises(InputError, match="unknown domain 'plant'.*\n.*\n.*did you mean 'plants'"):
+        spo_bench.run({**TINY, "data_axes": {"holdout": "plant"}, "seeds": [7]}, store / "domain", store=store / "store")
+    assert not (store / "domain").exists()
