@@ -234,6 +234,6 @@ def test_what_makes_no_sense_is_refused_before_anything_is_made(store, change, s
 
 
 def test_an_unknown_domain_is_refused_before_any_training(store):
-    with pytest.raises(InputError, match="unknown domain 'plant'.*\n.*\n.*did you mean 'plants'"):
+    with pytest.raises(InputError, match=r"unknown domain 'plant'.*\n.*\n.*did you mean 'plants'"):
         spo_bench.run({**TINY, "data_axes": {"holdout": "plant"}, "seeds": [7]}, store / "domain", store=store / "store")
     assert not (store / "domain").exists()

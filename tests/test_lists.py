@@ -212,3 +212,16 @@ def test_longer_lists_need_scores():
 def test_a_list_of_ties_has_no_pair():
     with pytest.raises(ValueError, match="two answers whose scores differ"):
         row("dpo", list_of([[1.0, 0.0, -1.0]] * 2, [[2.0, 1.0, 1.0], [2.0, 2.0, 2.0]]))
+
+
+def test_no_loss_depends_on_the_order_of_lists_with_ties():
+    """Lists of six and of three pairs: each list counts once, or under aot, whose losses are ranks of the batch, each pair."""
+    policy = torch.tensor([[-4.0, -9.0, -7.0, -6.0], [-8.0, -3.0, -5.0, -9.5]], dtype=torch.float64)
+    reference = torch.tensor([[-5.0, -8.0, -7.5, -4.0], [-6.0, -4.0, -5.5, -9.0]], dtype=torch.float64)
+    scores = torch.tensor([[4.0, 3.0, 2.0, 1.0], [2.0, 1.0, 1.0, 1.0]], dtype=torch.float64)
+    lengths = torch.full((2, 4), 3.0, dtype=torch.float64)
+    for name in ("dpo", "aot", "bco", "alpha_dpo"):
+        lists = Lists(policy, reference, lengths, scores)
+        turned = Lists(*(value.flip(0) for value in (policy, reference, lengths, scores)))
+        found = [row_losses(get_method(name), one, resolve(name, {"beta": 1.0}))[0].mean() for one in (lists, turned)]
+        assert found[0].item() == pytest.approx(found[1].item(), rel=1e-12), name

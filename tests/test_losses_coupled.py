@@ -114,15 +114,17 @@ def test_beta_dpo_keeps_beta_positive():
 
 @pytest.mark.parametrize("name", ["beta_dpo", "alpha_dpo"])
 def test_running_moments_by_hand(name: str):
-    """Gaps 3, 1: mean 2, spread 1; from 0 with momentum .9: .2 and .1. Gaps 5, -1: mean 2, spread 3: .9 * .2 + .1 * 2 = .38
-    and .9 * .1 + .1 * 3 = .39. Lengths are 1, so a gap a token is a gap.
+    """Gaps 3, 1: mean 2, sample spread sqrt 2; from 0 with momentum .9: .2 and .1 sqrt 2. Gaps 5, -1: mean 2, spread 3 sqrt 2:
+    .9 * .2 + .1 * 2 = .38 and (.9 * .1 + .1 * 3) sqrt 2 = .39 sqrt 2. Lengths are 1, so a gap a token is a gap. One pair: spread 0.
     """
     method, hyper = get_method(name), resolve(name)
     running = started(method, tensor(0.0))
-    for chosen, mean, std in (([3.0, 1.0], 0.2, 0.1), ([5.0, -1.0], 0.38, 0.39)):
+    for chosen, mean, std in (([3.0, 1.0], 0.2, 0.1 * 2**0.5), ([5.0, -1.0], 0.38, 0.39 * 2**0.5)):
         pairs = Pairs(*of_ratios(chosen, [0.0, 0.0]))
         running = method.running.update(pairs, hyper, running)
         assert (running["mean"].item(), running["std"].item()) == pytest.approx((mean, std), rel=1e-12)
+    alone = method.running.update(Pairs(*of_ratios([3.0], [0.0])), hyper, started(method, tensor(0.0)))
+    assert (alone["mean"].item(), alone["std"].item()) == pytest.approx((0.3, 0.0))
 
 
 def test_beta_dpo_without_its_two_parts_is_dpo():
@@ -190,18 +192,19 @@ def test_beta_dpo_draws_among_far_outliers():
     assert all(keep(gaps, tensor(0.0), tensor(1.0), 0.5, seed).tolist() == [True, False, False] for seed in range(20))
 
 
-# Per token (lengths 2): s_w - s_l = 1 and .5, r_w - r_l = .6 and .3, so M = .4 and .2, mean .3, spread .1.
+# Per token (lengths 2): s_w - s_l = 1 and .5, r_w - r_l = .6 and .3, so M = .4 and .2, mean .3, sample spread .1 sqrt 2.
 TOKENS = (tensor(-2.0, -4.0), tensor(-4.0, -5.0), tensor(-2.8, -4.4), tensor(-4.0, -5.0), tensor(2.0, 2.0), tensor(2.0, 2.0))
 
 
 def test_alpha_dpo_by_hand():
-    """Momentum 0: z-scores 1 and -1; beta = 2, gamma = .5, alpha = .1: 2 - .5 - .2 = 1.3 and 1 - .5 + .2 = .7. Momentum .9:
-    mean .03 and spread .01, z-scores 37 and 17; alpha = .01: 2 - .5 - .74 = .76 and 1 - .5 - .34 = .16.
+    """With r = sqrt 2. Momentum 0: z-scores 1/r and -1/r; beta = 2, gamma = .5, alpha = .1: 2 - .5 - .2/r and 1 - .5 + .2/r.
+    Momentum .9: mean .03 and spread .01 r, z-scores 37/r and 17/r; alpha = .01: 2 - .5 - .74/r and 1 - .5 - .34/r.
     """
+    r = math.sqrt(2)
     standard = pair_loss("alpha_dpo", *TOKENS, beta=2.0, gamma=0.5, alpha=0.1, momentum=0.0)
-    assert standard.tolist() == pytest.approx([softplus(-1.3), softplus(-0.7)], rel=1e-9)
+    assert standard.tolist() == pytest.approx([softplus(-1.5 + 0.2 / r), softplus(-0.5 - 0.2 / r)], rel=1e-9)
     moving = pair_loss("alpha_dpo", *TOKENS, beta=2.0, gamma=0.5, alpha=0.01)
-    assert moving.tolist() == pytest.approx([softplus(-0.76), softplus(-0.16)], rel=1e-9)
+    assert moving.tolist() == pytest.approx([softplus(-1.5 + 0.74 / r), softplus(-0.5 + 0.34 / r)], rel=1e-9)
 
 
 def test_alpha_dpo_without_alpha_is_simpo():

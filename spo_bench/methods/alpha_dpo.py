@@ -58,8 +58,9 @@ METHOD = Method(
     traps=(
         "gamma is the margin itself, as in simpo; the authors' code asks for the ratio gamma / beta",
         "changes with the batch size: the z-score needs a batch with spread; a batch of 1 is simpo",
-        "a running spread below 0.0001 nats a token gives a z-score of 0: where policy and reference agree, M is rounding noise, "
-        "and dividing it by its own spread would make it a margin. Lower precision has more noise than that",
+        "a running spread (a tenth of the batch's in the first step) below 0.0001 nats a token gives a z-score of 0: where "
+        "policy and reference agree, M is rounding noise, and dividing it by its own spread would make it a margin. Lower "
+        "precision has more noise than that",
         "the running mean and spread start at 0 without correction, so the first steps' z-scores are about 10 times too large",
         "the reference sets the margin only: nothing pulls the policy to it",
     ),

@@ -37,6 +37,7 @@ METHOD = Method(
     data="paired",
     needs_reference=True,
     batch_coupled=True,
+    by_rank=True,
     reduction="sum",
     defaults={
         "beta": Default(0.01, "TRL's paper index", above=0),
@@ -49,7 +50,7 @@ METHOD = Method(
     reference="Melnyk et al. 2024, arXiv 2406.05882",
     traps=(
         "changes with the batch size: a batch of 1 is dpo, and the sort needs a large batch to say anything of a distribution",
-        "rows of the loss are ranks of the batch, not its pairs",
+        "rows of the loss are ranks of the batch, not its pairs: of longer lists every pair counts once, not every list",
         "unpaired, an answer is compared with one of another prompt, so the prompts' own level of u is in the loss",
     ),
 )

@@ -153,7 +153,9 @@ class Method:
         reduction: "sum" or "mean" over the tokens of a completion.
         batch_coupled: whether one pair's loss depends on the other pairs of the batch.
         running: statistics it carries from step to step; such a method is batch-coupled.
-        list_loss: the loss of lists of any length, (batch,); None: a longer list is all its pairs, each list counting once.
+        by_rank: whether the losses come in the order of a sorted batch, so that none belongs to a pair.
+        list_loss: the loss of lists of any length, (batch,); None: a longer list is all its pairs, each list counting once (with
+            ``by_rank`` each pair).
         likelihood: whether the loss holds a likelihood term of the chosen answer already.
         defaults: hyperparameter -> default with source.
         at_start: hyperparameters -> the loss when policy and reference agree, where that is a constant; else None.
@@ -176,11 +178,16 @@ class Method:
     needs_collision: bool = False
     batch_coupled: bool = False
     running: Running | None = None
+    by_rank: bool = False
     list_loss: Callable[[Lists, Hyperparameters], Tensor] | None = None
     likelihood: bool = False
     at_start: Callable[[Hyperparameters], float] | None = None
     check: Callable[[Hyperparameters], None] | None = None
     traps: tuple[str, ...] = field(default_factory=tuple)
+
+    def __post_init__(self) -> None:
+        if (self.running is not None or self.by_rank) and not self.batch_coupled:
+            raise ValueError(f"method {self.name} reads a whole batch (running, by_rank) but is not declared batch_coupled")
 
 
 @dataclass(frozen=True)

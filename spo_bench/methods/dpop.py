@@ -15,7 +15,9 @@ KINK = 1e-3  # nats; a log-ratio nearer to 0 than this is rounding noise
 
 
 def penalty(chosen: Tensor) -> Tensor:
-    """Return max(0, -u_w), rounded off to u_w^2 / h for -h < u_w < 0, h = ``KINK``; shape (batch,).
+    """Return b = max(0, -u_w), rounded off to b^2 (2h - b) / h^2 where b < h = ``KINK``; shape (batch,).
+
+    Value and slope are those of the formula at both ends, 0 and h.
 
     Training starts on the kink u_w = 0, where the sign of a rounding error would decide whether the first gradient is DPO's or
     lam times as large; so it is DPO's.
@@ -23,7 +25,7 @@ def penalty(chosen: Tensor) -> Tensor:
     import torch
 
     below = (-chosen).relu()
-    return torch.where(below < KINK, below.square() / KINK, below)
+    return torch.where(below < KINK, below.square() * (2 * KINK - below) / KINK**2, below)
 
 
 def loss(pairs: Pairs, hyper: Hyperparameters) -> Tensor:
@@ -49,7 +51,7 @@ METHOD = Method(
     reference="Pal et al. 2024, arXiv 2402.13228",
     traps=(
         "training starts on the kink u_w = 0, below which the slope is lam + 1 times that of DPO; within 0.001 nats of it the "
-        "penalty is rounded off, else rounding noise would decide, pair by pair, which side a first step sees",
+        "penalty is rounded off, so that fp32 rounding does not decide, pair by pair, which side a first step sees; bf16's does",
         "tools' defaults of lam differ by a factor of 500",
         "lam 0 is dpo",
     ),

@@ -45,8 +45,9 @@ METHOD = Method(
     formula="[lam_desirable * (1 - sigmoid(beta (u_w - z0))) + lam_undesirable * (1 - sigmoid(beta (z0 - u_l)))] / 2",
     reference="Ethayarajh et al. 2024, arXiv 2402.01306",
     traps=(
-        "z0 is the mean log-ratio of a prompt with another prompt's answer, clamped at 0, without gradient: "
-        "one more forward pass without gradient, and the loss depends on the batch",
+        "z0 is the mean log-ratio of a prompt with another prompt's answer, clamped at 0, without gradient: these answers ride "
+        "in the same forward pass, and the loss depends on the batch",
+        "a pair's loss is the mean of its two terms, as averaging over answers gives; bco, nca and apo_zero sum theirs",
         "losses called `kto_pair` elsewhere take z0 from the other half of the pair: another estimator",
         "the loss saturates: very wrong answers get no gradient",
     ),

@@ -96,6 +96,8 @@ def row_losses(
     losses = method.loss(pairs, hyper)
     if lists.policy.shape[1] == 2:
         return losses, running
+    if method.by_rank:  # no list has losses of its own
+        return losses.mean().expand(len(lists.policy)), running
     counts = owner.bincount(minlength=len(lists.policy))
     return losses.new_zeros(len(lists.policy)).index_add(0, owner, losses) / counts, running
 

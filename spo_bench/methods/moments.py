@@ -22,7 +22,7 @@ def moving_moments(gap: Callable[[Pairs], Tensor]) -> Running:
     """Return exponential moving averages, from 0, of a gap's batch mean (``mean``) and batch spread (``std``).
 
     Each is momentum * before + (1 - momentum) * of this batch, the batch counted before the loss reads them, without gradient
-    and without a correction for the start at 0. The spread is that of the population, so that a batch of one has one: 0.
+    and without a correction for the start at 0. The spread is a sample's, as in the authors' code; of a batch of one it is 0.
 
     Args:
         gap: pairs -> (batch,).
@@ -30,7 +30,7 @@ def moving_moments(gap: Callable[[Pairs], Tensor]) -> Running:
 
     def update(pairs: Pairs, hyper: Hyperparameters, before: Mapping[str, Tensor]) -> dict[str, Tensor]:
         values, momentum = gap(pairs).detach(), hyper["momentum"]
-        now = {"mean": values.mean(), "std": values.std(correction=0)}
+        now = {"mean": values.mean(), "std": values.std() if len(values) > 1 else values.new_zeros(())}
         return {name: momentum * before[name] + (1 - momentum) * value for name, value in now.items()}
 
     return Running(start={"mean": 0.0, "std": 0.0}, update=update)

@@ -21,7 +21,7 @@ def distance(difference: Tensor) -> Tensor:
     """Return |d|, rounded off to d^2 / (2 h) + h / 2 where |d| < h = ``TIE``; any shape.
 
     Policy and reference agree at the start, so all s are equal but for rounding, and the sign of a rounding error must not
-    decide a gradient of full size. At a tie the gradient is 0, the middle of what |d| allows there. The h / 2 added where
+    decide a gradient of full size. At a tie the gradient of |d| is 0, the middle of what it allows there. The h / 2 added where
     d = 0 is the same for every answer, so the sort does not see it.
     """
     import torch
@@ -127,8 +127,8 @@ METHOD = Method(
         "scores below 0 have no gain and are refused, as is a list of zeros: shift them",
         "a pair's loss depends on its score gap, so with scores it is aware of degree even at two answers",
         "the loss lies between -1 and 0, and its gradient vanishes for a pair ordered very wrongly as for one ordered well",
-        "only beta / tau matters to the loss: both are kept because the paper names both",
-        f"differences of beta * u below {TIE:g} count as ties, else rounding would decide the first gradient",
+        "but for that, only beta / tau matters to the loss: both are kept because the paper names both",
+        f"|s_j - s_k| is rounded off below {TIE:g} in s = beta * u, else rounding would decide part of a list's first gradient",
         "libraries sort in fp16; here the sort has the precision of the log-probabilities",
     ),
 )

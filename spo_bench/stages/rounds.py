@@ -64,7 +64,7 @@ def run_rounds(work: Work, training: Training, log: Callable[[dict[str, Any]], N
     others = [_answers(work, name) for name in sorted(work.inputs) if name.startswith("model:")]
     fresh = ceil(settings.steps / regime["reuse"])  # batches of prompts that get answers
     plan = step_rows(len(training.records), settings.batch_size, fresh, settings.seed)
-    counts = {"rounds": 0, "prompts": 0, "pairs": 0, "ties": 0}
+    counts = {"rounds": 0, "prompts": 0, "pairs": 0, "ties": 0, "left_out": 0}
     tokens, least = [], 2 if objective.method.needs_kl else 1
     for start in range(0, fresh, batches):
         rows = [training.records[i] for batch in plan[start : start + batches] for i in batch]
@@ -77,6 +77,7 @@ def run_rounds(work: Work, training: Training, log: Callable[[dict[str, Any]], N
         counts["pairs"] += len(pairs)
         counts["ties"] += ties
         steps = _steps(len(pairs), len(plan[start : start + batches]), regime["reuse"], least)
+        counts["left_out"] += len(pairs) - len({int(i) for rows_of_step in steps for i in rows_of_step})
         steps = steps[: settings.steps - progress.step]
         if steps:
             tokens += [item.row(share=False)[0].size for item in pairs]
