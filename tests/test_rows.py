@@ -224,7 +224,7 @@ def test_held_out_domains_are_evaluated_and_not_trained_on(tmp_path, model, toke
 
 @pytest.mark.parametrize(("count", "expected"), [(2, 1), (3, 1), (4, 1), (5, 2), (9, 3)])
 def test_a_third_of_the_domains_whatever_the_order_of_the_rows(count, expected):
-    train = [{"id": f"r{n}", "number": n, "domain": f"d{n % count}"} for n in range(2 * count)]
+    train = [{"id": f"r{n}", "number": n, "domain": f"d{n % count}", "prompt_text": f"p{n}"} for n in range(2 * count)]
     parts = [rows.held_out(order, order, ["domain"], 0) for order in (train, train[::-1])]
     assert parts[0][2]["domains"] == parts[1][2]["domains"]
     assert len(parts[0][2]["domains"]) == expected
@@ -232,8 +232,18 @@ def test_a_third_of_the_domains_whatever_the_order_of_the_rows(count, expected):
     assert len(seeds) > 1
 
 
+def test_a_prompt_under_two_domains_belongs_to_that_of_its_first_row():
+    """The first row of a prompt stands for it in every metric, held out or not, so it decides."""
+    tested = [
+        {"id": f"r{n}", "number": n, "domain": d, "prompt_text": p}
+        for n, (d, p) in enumerate([("a", "x"), ("b", "x"), ("b", "y")])
+    ]
+    for wanted, ids in (("a", ["r0", "r1"]), ("b", ["r2"])):
+        assert [row["id"] for row in rows.held_out(tested, tested, [wanted], 0)[1]] == ids
+
+
 def test_domains_that_cannot_be_held_out_are_refused():
-    known = [{"id": "r", "number": n, "domain": "cooking" if n % 2 else "law"} for n in range(4)]
+    known = [{"id": "r", "number": n, "domain": "cooking" if n % 2 else "law", "prompt_text": f"p{n}"} for n in range(4)]
     bare = [*known, {"id": "x", "number": 7, "domain": None}]
     with pytest.raises(InputError, match=r"1 of 5 train rows have no domain \(the first is row 7\)"):
         rows.held_out(bare, known, ["law"], 0)
@@ -257,7 +267,8 @@ def test_goals_are_an_affine_map_rounded_and_clipped():
 
 
 def test_a_pair_becomes_two_with_the_answers_exchanged_and_the_prompt_as_it_was(tmp_path, model, tokenizer):
-    """Qualities 0 and 10 on two pairs, so percentiles 1 and 99 of (0, 0, 10, 10) are 0 and 10: goals 10 and 1, R = -(10 - 1)^2."""
+    """Qualities 0 and 10 on two pairs, so percentiles 1 and 99 of (0, 0, 10, 10) are 0 and 10: goals 10 and 1: the score of the worse
+    answer is 1 - ((10 - 1) / 9)^2 = 0."""
     dialogue = [
         {"role": "user", "content": "Why me?"},
         {"role": "assistant", "content": "That is all."},
@@ -277,7 +288,7 @@ def test_a_pair_becomes_two_with_the_answers_exchanged_and_the_prompt_as_it_was(
         assert [new[f"{side}_ids"] for side in ("chosen", "rejected")] == [old[f"{side}_ids"] for side in sides]
         assert new["prompt"] == [{"role": "system", "content": GOAL.format(goal=new["goal"])}, *old["prompt"]]
         assert new["prompt_text"] == old["prompt_text"].replace("<bos>", f"<bos><system>{GOAL.format(goal=new['goal'])}")
-        assert new["scores"] == [0, -81]
+        assert new["scores"] == [1, 0]
     record = axes(out)["relabel"]
     assert (record["pairs"], record["equal_goals"], record["misordered"]) == (2, 0, 0)
     assert record["goal_stated_in"] == {"system message of its own": 4}
@@ -306,7 +317,7 @@ def test_every_pair_is_relabelled_or_counted_and_the_better_fit_to_the_goal_is_c
         assert (first["chosen"], first["rejected"]) == (second["rejected"], second["chosen"]) == (f"w{number}", f"l{number}")
         assert (first["goal"], second["goal"]) == tuple(goal_of(q, low, high) for q in values[number])
         assert first["goal"] > second["goal"]
-        assert first["scores"] == second["scores"] == [0.0, -((first["goal"] - second["goal"]) ** 2)]
+        assert first["scores"] == second["scores"] == [1.0, 1 - ((first["goal"] - second["goal"]) / 9) ** 2]
 
 
 def test_pairs_without_a_direction_are_left_out_and_counted(tokenizer):
@@ -561,7 +572,7 @@ def controllability(
 
 def test_controllability_by_hand(tmp_path, tokenizer):
     """Rewards 0, 0, 0, .5 at goals 1, 4, 7, 10: deviations (-4.5, -1.5, 1.5, 4.5) and (-1, -1, -1, 3)/8 give
-    r = 18 / sqrt(45 * 12) = .7746. The same answer under every goal has no correlation."""
+    r = 18 / sqrt(45 * 12) = .7746. The same answer under every goal did not follow: 0."""
     facts = {"domain": "animals", "subject": "otter", "asked": ["home", "food"]}
     tested = [row(n, meta=facts, cluster="one") for n in range(2)]
     source = artifact(tmp_path / "data", tokenizer, [row(0)], tested)
@@ -569,7 +580,7 @@ def test_controllability_by_hand(tmp_path, tokenizer):
     metrics = controllability(tmp_path, source, answers)
     found = metrics["controllability"]
     assert found["ids"] == ["r0", "r1"]
-    assert found["values"] == [pytest.approx(18 / (45 * 12) ** 0.5), None]
+    assert found["values"] == [pytest.approx(18 / (45 * 12) ** 0.5), 0.0]
     assert (found["clusters"], found["unit"], found["higher_is_better"]) == (["one", "one"], "prompt", True)
     assert [metrics[f"score_at_goal_{goal}"]["values"] for goal in answers] == [[0, 0.5]] * 3 + [[0.5, 0.5]]
     assert [metrics[f"score_at_goal_{goal}"]["higher_is_better"] for goal in answers] == [False, False, True, True]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from itertools import product
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
@@ -89,7 +90,9 @@ class Regime(Named):
     name: Literal["offline", "semi_online", "online"] = Field(
         description="offline: the data's pairs; semi_online: own answers, sampled anew every few steps; online: every step"
     )
-    every: Count | None = Field(None, description="optimizer steps on one round of samples (semi_online)")
+    every: Count | None = Field(
+        None, description="batches of prompts answered in one round: its optimizer steps, times reuse (semi_online)"
+    )
     reuse: Count = Field(1, description="passes over a round's pairs")
     samples: Annotated[int, Field(strict=True, ge=0, le=LARGEST_LIST)] = Field(2, description="own answers a prompt")
     human: Flag = Field(False, description="the data's two answers compete with the policy's own")
@@ -127,11 +130,19 @@ class Regime(Named):
 def _label(section: Section, first: str) -> str:
     """Return a section's first value with the others that differ from their defaults."""
     differing = [
-        f"{key}={'+'.join(map(str, value)) if isinstance(value, tuple) else str(value).lower() if value is True else value}"
+        f"{key}={'+'.join(map(_short, value)) if isinstance(value, tuple) else _short(value)}"
         for key, field in type(section).model_fields.items()
         if key != first and (value := getattr(section, key)) != field.default
     ]
     return f"{getattr(section, first)}({', '.join(differing)})" if differing else str(getattr(section, first))
+
+
+def _short(value: Any) -> str:
+    """Return a value for tables: of a path its last part, so that names do not depend on where a model lies."""
+    if not isinstance(value, str):
+        return str(value).lower() if isinstance(value, bool) else str(value)
+    kind, colon, name = value.rpartition(":") if value.startswith("reward:") else ("", "", value)
+    return f"{kind}{colon}{Path(name).name}" if Path(name).is_absolute() else value
 
 
 class Point(Section):
@@ -214,6 +225,10 @@ def check_point(point: Point) -> None:
             "the policy's own answers are labelled as they are sampled: only offline pairs can be flipped, relabelled or listed",
         ),
         ("relabel" in changed and "list_size" in changed, "a goal belongs to a pair: lists cannot be relabelled"),
+        (
+            point.relabel.scores == "implicit" and "label_flip" in changed,
+            "implicit rewards come from a policy trained on these labels: what would be flipped is no longer one thing",
+        ),
     ]
     for broken, rule in rules:
         if broken:

@@ -203,7 +203,10 @@ class ModelPlan:
             if kind == "reward":
                 inputs["reward_model"] = self.evaluation.reward_model(task, name)
             elif kind == "implicit":
-                labeller = self._train(task, MethodSpec.model_validate("dpo"), None, SHARED_SEED, Point(), plain)
+                # It sees the pairs this cell may see, or what is held out would reach the training through the goals.
+                seen = Point(fraction=point.fraction, holdout=point.holdout)
+                own = self._view(task, Point(holdout=point.holdout))
+                labeller = self._train(task, MethodSpec.model_validate("dpo"), None, SHARED_SEED, seen, own)
                 inputs |= {"labeller": labeller, "base": self.policy, "reference": self._reference(plain)}
         if "list_size" in changed:
             answers = {"size": point.list_size.size, "source": point.list_size.source, "version": spo_settings.VERSION}
@@ -262,6 +265,7 @@ class ModelPlan:
         check_point(point)
         declaration, train = get_method(method.name), self.spec.train.model_copy(update=method.train)
         added = {one.name: one.settings for one in method.plus}
+        own_answers = min(point.regime.samples, 1) if self.spec.generate.temperature == 0 else point.regime.samples
         on_policy = [spo.label() for spo in self.spec.spo if spo is not None and spo.text == "on_policy"]
         where = f"method '{method.label}'"
         regime = point.regime.shown()
@@ -291,6 +295,15 @@ class ModelPlan:
                 "set text: dataset",
             ),
         ]
+        rules.append(
+            (
+                point.regime.name != "offline"
+                and own_answers + 2 * point.regime.human + point.regime.greedy + len(point.regime.models) < 2,
+                f"{where} in regime {regime} with generate.temperature 0",
+                "greedy answers to one prompt are all the same, and a preference needs two",
+                "raise the temperature, or let others compete (human, models)",
+            )
+        )
         for broken, given, rule, remedy in rules:
             if broken:
                 raise InputError(given, rule, remedy)

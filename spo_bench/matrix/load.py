@@ -289,6 +289,8 @@ def _with_paths(raw: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     for key in ("tasks", "sft_tasks"):
         listed(key, lambda item: _with_metrics(inside(item, "data"), folder))
     listed("rewards", lambda item: _local(item, folder))
+    if isinstance(axes := value.get("data_axes"), Mapping):
+        value["data_axes"] = {key: _in_axis(item, folder) for key, item in axes.items()}
     judge = value.get("judge")
     if isinstance(judge, str) and judge.startswith(("reward:", "local:")):
         backend, _, model = judge.partition(":")
@@ -296,6 +298,21 @@ def _with_paths(raw: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     elif isinstance(judge, Mapping) and judge.get("backend") in ("reward", "local"):
         value["judge"] = inside(judge, "model")
     return value
+
+
+def _in_axis(item: Any, folder: Path) -> Any:
+    """Return a data axis with the paths of its models made absolute: of labellers, of scores, of others that answer."""
+    if isinstance(item, list | tuple):
+        return [_in_axis(one, folder) for one in item]
+    if not isinstance(item, Mapping):
+        return item
+    own = dict(item)
+    for key in ("labeller", "scores"):
+        if isinstance(own.get(key), str) and own[key].startswith("reward:"):
+            own[key] = f"reward:{_local(own[key].removeprefix('reward:'), folder)}"
+    if isinstance(own.get("models"), list | tuple):
+        own["models"] = [_local(name, folder) for name in own["models"]]
+    return own
 
 
 def _with_metrics(item: Any, folder: Path) -> Any:

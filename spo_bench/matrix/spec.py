@@ -276,9 +276,12 @@ class Spec(Section):
 
     @property
     def trains_reward_model(self) -> bool:
-        """Whether a reward model is trained inside the matrix, for scores or as the judge."""
-        return TRAINED in self.rewards or (
-            self.judge is not None and self.judge.backend == "reward" and self.judge.model == TRAINED
+        """Whether a reward model is trained inside the matrix: for scores, as the judge, or to label training data."""
+        asked = [*(one.labeller for one in self.data_axes.regime), *(one.scores for one in self.data_axes.relabel)]
+        return (
+            TRAINED in self.rewards
+            or f"reward:{TRAINED}" in asked
+            or (self.judge is not None and self.judge.backend == "reward" and self.judge.model == TRAINED)
         )
 
 

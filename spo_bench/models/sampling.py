@@ -33,6 +33,7 @@ def sample(
         numerics: device and compute type.
     """
     greedy = settings["temperature"] == 0
+    kept = model.generation_config
     # A model's own generation defaults (top_k, penalties) would make two models sample differently: none is kept.
     model.generation_config = GenerationConfig(
         max_new_tokens=settings["max_new_tokens"],
@@ -62,4 +63,5 @@ def sample(
         for i, line in zip(members, out[:, width:].tolist(), strict=True):
             end = next((place for place, token in enumerate(line) if token in stops), len(line) - 1)
             answers[i] = line[: end + 1]
+    model.generation_config = kept  # a policy that is saved keeps its own
     return answers

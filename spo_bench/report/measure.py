@@ -79,8 +79,11 @@ class Contrast:
 
 
 def _held_out(baseline: Cell, variant: Cell) -> bool:
-    """Return whether the variant is evaluated on held-out domains that are only a part of what the baseline is evaluated on."""
-    return "holdout" in variant.axes and baseline.axes.get("holdout") != variant.axes["holdout"]
+    """Return whether the variant may be evaluated on a part of the baseline's prompts.
+
+    These are held-out domains, or the prompts that still fit once they state a goal.
+    """
+    return any(axis in variant.axes and baseline.axes.get(axis) != variant.axes[axis] for axis in ("holdout", "relabel"))
 
 
 def metric_rows(results: Results) -> list[dict[str, Any]]:

@@ -62,7 +62,12 @@ def judged(work: Work, samples: Sequence[Mapping[str, Any]], prompts: Mapping[st
 
 
 def correlation(goals: Sequence[int], scores: Sequence[float]) -> float | None:
-    """Return Pearson's correlation, None where all scores (or goals) are the same."""
-    if len(set(scores)) < 2 or len(set(goals)) < 2:
+    """Return Pearson's correlation; 0 where all scores are the same, since such an answer did not follow the goal at all.
+
+    None where a score is not finite, or there are not two goals.
+    """
+    if not np.isfinite(scores).all() or len(set(goals)) < 2:
         return None
+    if len(set(scores)) < 2:
+        return 0.0
     return float(np.corrcoef(goals, scores)[0, 1])

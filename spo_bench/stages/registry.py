@@ -18,7 +18,7 @@ KINDS = {
     "reference": ("spo_bench.stages.reference:run", 1),
     "mismatched": ("spo_bench.stages.reference:run_mismatched", 1),
     "explored": ("spo_bench.stages.reference:run_explored", 1),
-    "train": ("spo_bench.stages.train:run", 2),
+    "train": ("spo_bench.stages.train:run", 3),
     "rows": ("spo_bench.stages.rows:run", 1),
     "goals": ("spo_bench.stages.goals:run", 1),
     "generate": ("spo_bench.stages.generate:run", 1),

@@ -2,8 +2,9 @@
 
 A round answers the prompts of the next steps with the policy as it is, adds what else competes (the data's own answers, the
 reference's greedy answer, other models' answers), lets the labeller rank the candidates, and trains on the best against the
-worst. SELM's iterations are rounds with ``human``, ``greedy``, no own samples and ``refresh`` 1 for dpo+exploration; TSO's data
-construction is rounds with ``models``, ``human`` and ``refresh``.
+worst. Every step has a full batch: further prompts make up for those without a preference, and pairs that fill no batch wait
+for the next round. SELM's iterations are rounds with ``human``, ``greedy``, no own samples and ``refresh`` 1 for dpo+exploration;
+TSO's data construction is rounds with ``models``, ``human`` and ``refresh``.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from spo_bench.training.trie import Ints
 
 Record = Mapping[str, Any]
 Candidate = tuple[str, list[int]]  # text, token ids
+MOST_ROUNDS = 10  # times as many as pairs from every prompt would take; then the labeller prefers too little to go on
 NO_REFERENCE = Reference((), torch.empty(0, 2), torch.empty(0, 2))
 
 
@@ -54,7 +56,7 @@ def run_rounds(work: Work, training: Training, log: Callable[[dict[str, Any]], N
     Inputs: those of the labeller; model:0, model:1, … (samples of further models on the training prompts).
 
     Raises:
-        StageError: the labeller never preferred one answer to another.
+        StageError: the labeller preferred one answer to another too rarely.
     """
     regime, settings, objective = work.config["regime"], training.settings, training.objective
     batches = regime["every"] or 1
@@ -62,42 +64,49 @@ def run_rounds(work: Work, training: Training, log: Callable[[dict[str, Any]], N
     # The policy begins as the reference; from then on the reference is a second set of the trained weights.
     reference = MovingReference(trained(objective.model), mixup=1.0, every=1)
     others = [_answers(work, name) for name in sorted(work.inputs) if name.startswith("model:")]
-    fresh = ceil(settings.steps / regime["reuse"])  # batches of prompts that get answers
-    plan = step_rows(len(training.records), settings.batch_size, fresh, settings.seed)
-    counts = {"rounds": 0, "prompts": 0, "pairs": 0, "ties": 0, "left_out": 0}
-    tokens, least = [], 2 if objective.method.needs_kl else 1
-    for start in range(0, fresh, batches):
+    size = min(settings.batch_size, len(training.records))
+    if objective.method.needs_kl and size < 2:
+        raise StageError("one pair a step: a mismatched pair needs another pair's answers; give at least two training rows")
+    most = MOST_ROUNDS * ceil(settings.steps / (batches * regime["reuse"]))
+    plan = step_rows(len(training.records), size, most * batches, settings.seed)
+    counts = dict.fromkeys(("rounds", "prompts", "pairs", "ties", "invalid"), 0)
+    waiting: list[Example] = []  # pairs that fill no batch yet
+    tokens: list[int] = []
+    while progress.step < settings.steps and counts["rounds"] < most:
+        start = counts["rounds"] * batches
         rows = [training.records[i] for batch in plan[start : start + batches] for i in batch]
         seed = stream_seed(settings.seed, "round", counts["rounds"])
         greedy = _greedy(work, training, reference, rows, seed)
         candidates = _candidates(work, training, rows, greedy, others, seed)
         pairs, ties = _pairs(training, rows, candidates, greedy, label)
-        counts["rounds"] += 1
-        counts["prompts"] += len(rows)
-        counts["pairs"] += len(pairs)
-        counts["ties"] += ties
-        steps = _steps(len(pairs), len(plan[start : start + batches]), regime["reuse"], least)
-        counts["left_out"] += len(pairs) - len({int(i) for rows_of_step in steps for i in rows_of_step})
+        for name, count in (("rounds", 1), ("prompts", len(rows)), ("pairs", len(pairs)), ("ties", ties)):
+            counts[name] += count
+        counts["invalid"] += len(rows) - len(pairs) - ties
+        waiting += pairs
+        full = min(len(waiting) // size, batches)
+        steps = [np.arange(n * size, (n + 1) * size) for n in range(full)] * regime["reuse"]
         steps = steps[: settings.steps - progress.step]
         if steps:
-            tokens += [item.row(share=False)[0].size for item in pairs]
-            frozen = _reference(work, training, reference, pairs, steps)
-            fit(replace(objective, reference=frozen), pairs, settings, log, steps, progress)
+            used, waiting = waiting[: full * size], waiting[full * size :]
+            tokens += [item.row(share=False)[0].size for item in used]
+            frozen = _reference(training, reference, used, steps)
+            fit(replace(objective, reference=frozen), used, settings, log, steps, progress)
         if regime["refresh"] and counts["rounds"] % regime["refresh"] == 0:
             reference.follow(1)
-    if not tokens:
-        raise StageError(f"in {counts['rounds']} rounds no answer was preferred to another: there is nothing to learn from")
+    if progress.step < settings.steps:
+        raise StageError(
+            f"{counts['rounds']} rounds gave {counts['pairs']} pairs from {counts['prompts']} prompts ({counts['ties']} ties, "
+            f"{counts['invalid']} without a verdict), too few for {settings.steps} steps of {size}: the answers hardly differ to "
+            "the labeller; raise samples or the temperature, or let others compete"
+        )
     return {"tokens_per_pair_separate": sum(tokens) / len(tokens), "regime": counts}
 
 
-def _steps(pairs: int, batches: int, reuse: int, least: int) -> list[Ints]:
-    """Return the rows of every step of a round: the pairs that there are, in as many steps as batches were answered."""
-    parts = [part for part in np.array_split(np.arange(pairs), batches) if len(part) >= least]
-    return parts * reuse
-
-
-def _answers(work: Work, name: str) -> dict[str, str]:
-    return {row["id"]: row["answer"] for row in read_jsonl(work.inputs[name] / "samples.jsonl")}
+def _answers(work: Work, name: str) -> dict[str, tuple[str, bool]]:
+    """Return another model's answers by row id, and whether each came to its end."""
+    return {
+        row["id"]: (row["answer"].strip(), row["finish"] == "stop") for row in read_jsonl(work.inputs[name] / "samples.jsonl")
+    }
 
 
 def _greedy(
@@ -115,12 +124,13 @@ def _candidates(
     training: Training,
     rows: Sequence[Record],
     greedy: Sequence[Candidate] | None,
-    others: Sequence[Mapping[str, str]],
+    others: Sequence[Mapping[str, tuple[str, bool]]],
     seed: int,
 ) -> list[list[Candidate]]:
     """Return the answers that compete for every row, without repetitions."""
     regime, tokenizer = work.config["regime"], training.tokenizer
     found: list[list[Candidate]] = [[] for _ in rows]
+    special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
     for number in range(regime["samples"]):
         for place, one in enumerate(_sampled(work, training, rows, work.config["generate"], stream_seed(seed, "answer", number))):
             found[place].append(one)
@@ -129,11 +139,18 @@ def _candidates(
             found[place].append(greedy[place])
         if regime["human"]:
             found[place] += [(row[side], list(row[f"{side}_ids"])) for side in ("chosen", "rejected")]
-        for texts in others:
-            if text := texts.get(row["id"], "").strip():
-                ids = completion_ids(tokenizer, text)
+        for answers in others:
+            text, ended = answers.get(row["id"], ("", False))
+            ids = completion_ids(tokenizer, text)[: None if ended else -1]
+            if text and not special & set(ids[:-1]):
                 found[place].append((text, ids[: training.settings.max_length - len(row["prompt_ids"])]))
+    # An answer that was cut is judged as it is trained on: without what comes after the cut.
+    found = [[_as_trained(tokenizer, text, ids) for text, ids in one] for one in found]
     return [list({tuple(ids): (text, ids) for text, ids in one}.values()) for one in found]
+
+
+def _as_trained(tokenizer: Any, text: str, ids: list[int]) -> Candidate:
+    return (text if ids[-1] == tokenizer.eos_token_id else tokenizer.decode(ids, skip_special_tokens=True).strip(), ids)
 
 
 def _sampled(work: Work, training: Training, rows: Sequence[Record], settings: Mapping[str, Any], seed: int) -> list[Candidate]:
@@ -160,13 +177,15 @@ def _pairs(
     greedy: Sequence[Candidate] | None,
     label: Labeller,
 ) -> tuple[list[Example], int]:
-    """Return the best against the worst answer of every row that has two of different worth, and how many have not."""
+    """Return the best against the worst answer of every row that has two of different worth, and how many rows are ties."""
     values = label(rows, [[text for text, _ in one] for one in candidates])
     explores = "exploration" in training.objective.additions
     pairs: list[Example] = []
+    ties = 0
     for place, (row, one, worth) in enumerate(zip(rows, candidates, values, strict=True)):
         known = [(value, number) for number, value in enumerate(worth) if value is not None]
-        if not known or max(known)[0] == min(known)[0]:
+        if len(known) < 2 or max(known)[0] == min(known)[0]:
+            ties += len(known) == len(worth)
             continue
         (high, best), (low, worst) = max(known, key=lambda v: v[0]), min(known, key=lambda v: v[0])
         # A labeller's numbers have any scale, also below 0: they are no relevances, so a listwise loss gets the order alone.
@@ -176,12 +195,10 @@ def _pairs(
             record |= {side: one[number][0], f"{side}_ids": one[number][1]}
         explored = np.asarray(greedy[place][1], dtype=np.int64) if explores and greedy is not None else None
         pairs.append(example(record, training.tokenizer, training.objective.spo, training.settings, None, explored))
-    return pairs, len(rows) - len(pairs)
+    return pairs, ties
 
 
-def _reference(
-    work: Work, training: Training, reference: MovingReference, pairs: Sequence[Example], plan: Sequence[Ints]
-) -> Reference:
+def _reference(training: Training, reference: MovingReference, pairs: Sequence[Example], plan: Sequence[Ints]) -> Reference:
     """Score a round's pairs (and, where the method has a KL, its mismatched pairs) under the reference."""
     objective, settings = training.objective, training.settings
 
@@ -200,10 +217,4 @@ def _reference(
     frozen = reference_of(pairs, tokens, None)
     if met is None:
         return frozen
-    widest = max(len(rows) for rows in plan)
-    sums = iter(sums_of(scored(met)))
-    table = torch.zeros(len(plan), widest, 2)
-    for step, rows in enumerate(plan):
-        for place in range(len(rows)):
-            table[step, place] = next(sums)
-    return replace(frozen, mismatched=table)
+    return replace(frozen, mismatched=sums_of(scored(met)).view(len(plan), -1, 2))

@@ -105,7 +105,11 @@ def held_out(
     for name in names.difference(known):
         raise unknown("domain", name, known, "data_axes, holdout")
     kept = [row for row in train if row["domain"] not in names]
-    asked = [row for row in tested if row["domain"] in names]
+    # A prompt that stands under two domains belongs to that of its first row, which also stands for it in every metric.
+    first: dict[str, str] = {}
+    for row in tested:
+        first.setdefault(row["prompt_text"], row["domain"])
+    asked = [row for row in tested if first[row["prompt_text"]] in names]
     for split, rows in (("training", kept), ("evaluation", asked)):
         if not rows:
             raise InputError(

@@ -12,7 +12,7 @@ import torch
 
 from spo_bench.errors import StageError
 from spo_bench.files import write_json, write_jsonl
-from spo_bench.methods import get_method
+from spo_bench.methods import Method, get_method
 from spo_bench.models.policy import add_lora, checkpoint_activations, load_policy, load_tokenizer, save_policy
 from spo_bench.spo.head import DegreeHead, add_bins, bin_counts, degree_loss
 from spo_bench.spo.settings import SpoSettings
@@ -48,6 +48,8 @@ def run(work: Work) -> None:
         more = offline(work, training, steps.append)
     device = torch.device(work.numerics.device)
     summary = costs(steps, time.perf_counter() - started, device) | more
+    if work.config.get("regime"):  # sampling and labelling are part of what a pair costs
+        summary["pairs_per_second"] = sum(row["pairs"] for row in steps) / summary["seconds"]
     write_jsonl(work.out / "train.jsonl", steps)
     save_policy(training.objective.model, training.tokenizer, work.out / "policy")
     settings, spo = training.settings, training.objective.spo
@@ -103,14 +105,37 @@ def offline(work: Work, training: Training, log: Callable[[dict[str, Any]], None
         example(record, training.tokenizer, spo, settings, on_policy, explored)
         for record, explored in zip(records, greedy, strict=True)
     ]
-    if objective.method.needs_scores and any(item.scores is None for item in examples):
-        raise StageError(
-            f"{objective.method.name} reads the data's scores of both answers, and this task's rows have none: "
-            "give score_chosen and score_rejected, or another method"
-        )
+    check_scores(objective.method, examples)
     fit(replace(objective, reference=stored_reference(work.inputs, examples, settings)), examples, settings, log)
     separate = sum(item.row(share=False)[0].size for item in examples)
     return {"tokens_per_pair_separate": separate / len(examples)}
+
+
+def check_scores(method: Method, examples: Sequence[Example]) -> None:
+    """Refuse rows whose scores a method cannot read.
+
+    Raises:
+        StageError: naming a row, where scores are missing, or below 0 for a listwise method.
+    """
+    bare = [item.id for item in examples if item.scores is None]
+    if method.needs_scores and bare:
+        raise StageError(
+            f"{method.name} reads the data's scores of both answers, and {len(bare)} of {len(examples)} training rows have none "
+            f"(row {bare[0]}): give score_chosen and score_rejected, or another method"
+        )
+    if method.data != "listwise":
+        return
+    if bare and len(bare) < len(examples):
+        raise StageError(
+            f"{method.name} ranks by the data's scores, and {len(bare)} of {len(examples)} training rows have none "
+            f"(row {bare[0]}): give scores to all rows, or to none"
+        )
+    for item in examples:
+        if item.scores and (min(item.scores) < 0 or max(item.scores) == 0):
+            raise StageError(
+                f"{method.name} reads scores as relevances, at least 0 and one above 0, and row {item.id} has "
+                f"{list(item.scores)}: shift the data's scores"
+            )
 
 
 @torch.no_grad()
