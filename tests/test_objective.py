@@ -96,7 +96,7 @@ MANY = [
 @pytest.mark.parametrize(("method", "more"), MANY, ids=[f"{name}-{'-'.join(map(str, more))}" for name, more in MANY])
 def test_neither_accumulation_nor_packing_changes_anything(method, more):
     """All rows at once, one row a forward pass, and separate sequences: the same losses and the same policy."""
-    more, near = {**STEEP.get(method, {}), **more}, 5e-4 if method in KINKED else 5e-5
+    more, near = {**STEEP.get(method, {}), **more}, 2e-3 if method in KINKED else 5e-5
     steps = replace(SETTINGS, steps=1 if method in KINKED else 3)
     whole, rows = train(method, steps, **more)
     for settings in (replace(steps, micro_tokens=1), replace(steps, packing="separate")):

@@ -309,7 +309,7 @@ def _dies_once(work: Work) -> None:
         mark.write_text("x")
         time.sleep(0.3)
         os.kill(os.getpid(), signal.SIGKILL)
-    time.sleep(0.5)
+    time.sleep(1.5)  # longer than a slow machine takes to start the deadly one
     (work.out / "x").write_text("x")
 
 
