@@ -18,20 +18,19 @@ AXES = ("fraction", "label_flip", "holdout", "relabel", "list_size", "regime")
 LARGEST_LIST = 16
 
 
-def _named(value: Any, key: str) -> Any:
-    """Return a mapping for an entry that was given as its name alone; null is the name `none`."""
-    if value is None:
-        value = NONE
-    return value if isinstance(value, Mapping | Section) else {key: value}
-
-
 def _listed(value: Any) -> Any:
     """Return a list for one value."""
     return value if isinstance(value, list | tuple) else (value,)
 
 
 class Named(Section):
-    """A section that is written as its first value alone where the others are plain."""
+    """A section that may be given, and is written, as its first value alone where the others are plain; null is `none`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_form(cls, value: Any) -> Any:
+        first = next(iter(cls.model_fields))
+        return value if isinstance(value, Mapping | Section) else {first: NONE if value is None else value}
 
     @model_serializer(mode="wrap")
     def _as_written(self, handler: SerializerFunctionWrapHandler) -> Any:
@@ -39,6 +38,16 @@ class Named(Section):
         first, *others = values
         plain = all(getattr(self, key) == type(self).model_fields[key].default for key in others)
         return values[first] if plain else values
+
+    def label(self) -> str | int:
+        """Return what is shown in tables: the first value, with the others that differ from their defaults."""
+        first, *others = type(self).model_fields
+        differing = [
+            f"{key}={'+'.join(map(_short, value)) if isinstance(value, tuple) else _short(value)}"
+            for key in others
+            if (value := getattr(self, key)) != type(self).model_fields[key].default
+        ]
+        return f"{getattr(self, first)}({', '.join(differing)})" if differing else str(getattr(self, first))
 
 
 class Relabel(Named):
@@ -50,20 +59,11 @@ class Relabel(Named):
     )
     goal: Annotated[int, Field(strict=True, ge=1, le=10)] = Field(10, description="goal that evaluation asks for, of 10")
 
-    @model_validator(mode="before")
-    @classmethod
-    def _short_form(cls, value: Any) -> Any:
-        return _named(value, "name")
-
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if self.name == NONE and self.model_fields_set - {"name"}:
             raise fault("scores or goal without relabelling", "only reward_augmented has these keys", "leave them out")
         return self
-
-    def label(self) -> str:
-        """Return the name shown in tables."""
-        return _label(self, "name")
 
 
 class Answers(Named):
@@ -73,11 +73,6 @@ class Answers(Named):
     source: Literal["data", "degraded"] = Field(
         "data", description="the data's scored answers, or the chosen one and its degraded copies"
     )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _short_form(cls, value: Any) -> Any:
-        return _named(value, "size")
 
     def label(self) -> str | int:
         """Return what is shown in tables: the size, marked where the answers are degraded copies."""
@@ -103,11 +98,6 @@ class Regime(Named):
         None, description="who ranks: gold, reward:MODEL, judge (the spec's); null: gold in controlled worlds, else the judge"
     )
 
-    @model_validator(mode="before")
-    @classmethod
-    def _short_form(cls, value: Any) -> Any:
-        return _named(value, "name")
-
     @model_validator(mode="after")
     def _fits(self) -> Self:
         extra = sorted(self.model_fields_set - {"name"})
@@ -121,20 +111,6 @@ class Regime(Named):
         if self.name != "offline" and self.samples + 2 * self.human + self.greedy + len(self.models) < 2:
             raise fault("one answer a prompt", "a preference needs two", "raise samples, or set human or greedy")
         return self
-
-    def shown(self) -> str:
-        """Return the name shown in tables, with what differs from the defaults."""
-        return _label(self, "name")
-
-
-def _label(section: Section, first: str) -> str:
-    """Return a section's first value with the others that differ from their defaults."""
-    differing = [
-        f"{key}={'+'.join(map(_short, value)) if isinstance(value, tuple) else _short(value)}"
-        for key, field in type(section).model_fields.items()
-        if key != first and (value := getattr(section, key)) != field.default
-    ]
-    return f"{getattr(section, first)}({', '.join(differing)})" if differing else str(getattr(section, first))
 
 
 def _short(value: Any) -> str:
@@ -163,7 +139,7 @@ class Point(Section):
             "holdout": "+".join(self.holdout),
             "relabel": self.relabel.label(),
             "list_size": self.list_size.label(),
-            "regime": self.regime.shown(),
+            "regime": self.regime.label(),
         }
         plain = {"fraction": 1.0, "label_flip": 0.0, "holdout": "", "relabel": NONE, "list_size": 2, "regime": "offline"}
         return {key: value for key, value in shown.items() if value != plain[key]}

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from spo_bench.errors import InputError
 from spo_bench.matrix.axes import NONE, Point, check_point
-from spo_bench.matrix.evaluation import Evaluation, Place, on_disk
+from spo_bench.matrix.evaluation import Evaluation, Place, on_disk, task_local
 from spo_bench.matrix.identity import additions_identity, method_identity, slug, task_identity
 from spo_bench.matrix.spec import MethodSpec, ModelSpec, Spec, TaskSpec, TrainSpec
 from spo_bench.methods import get_addition, get_method
@@ -186,10 +186,7 @@ class ModelPlan:
             "seed": DATA_SEED,
             "max_length": self.spec.train.max_length,
         }
-        return Stage("data", version("data"), config, {"model": self.tokenizer}, {**self.local, **self._task_local(task)})
-
-    def _task_local(self, task: TaskSpec) -> dict[str, Any]:
-        return {"task": task.name, "data": task.data, "tasks_dirs": list(self.place.tasks_dirs), "max_dropped": task.max_dropped}
+        return Stage("data", version("data"), config, {"model": self.tokenizer}, {**self.local, **task_local(task, self.place)})
 
     def _view(self, task: TaskSpec, point: Point) -> Stage:
         """Return the data a cell is trained and evaluated on: the task's own, or what the data axes make of it."""
@@ -221,7 +218,7 @@ class ModelPlan:
         }
         config |= {"goal_prompt": self.tasks[task.label].goal_prompt} if relabel else {}
         trust = relabel is not None and point.relabel.scores == "reward:trained" and self.model.trust_remote_code
-        local = {**self.local, **self._task_local(task), "trust_reward_code": trust}
+        local = {**self.local, **task_local(task, self.place), "trust_reward_code": trust}
         return Stage("rows", version("rows"), config, inputs, local)
 
     def _sft(self) -> Stage:
@@ -268,7 +265,7 @@ class ModelPlan:
         own_answers = min(point.regime.samples, 1) if self.spec.generate.temperature == 0 else point.regime.samples
         on_policy = [spo.label() for spo in self.spec.spo if spo is not None and spo.text == "on_policy"]
         where = f"method '{method.label}'"
-        regime = point.regime.shown()
+        regime = point.regime.label()
         rules = [
             (
                 declaration.needs_kl and train.batch_size < 2,
@@ -380,8 +377,5 @@ class ModelPlan:
         model = on_disk(directory, self.place)
         own = self.data[task.label]
         data = Stage("data", own.version, own.config, {"model": model}, {**own.local, "trust_remote_code": False})
-        numerics = {**self.numerics, "held": self.numerics["dtype"]}
-        settings = self.spec.generate.model_dump(mode="json")
-        config = {"settings": settings, "seed": SHARED_SEED, "split": "train", "numerics": numerics}
-        inputs = {"policy": model, "base": model, "data": data}
-        return Stage("generate", version("generate"), config, inputs, {**self.local, "trust_remote_code": False})
+        stage = self._generate(data, model, SHARED_SEED, "train")
+        return replace(stage, inputs={**stage.inputs, "base": model}, local={**stage.local, "trust_remote_code": False})

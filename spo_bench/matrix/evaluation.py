@@ -34,6 +34,11 @@ def on_disk(directory: Path, place: Place) -> Stage:
     return Stage("model", version("model"), model_identity(directory, place.hashes), local={"directory": str(directory)})
 
 
+def task_local(task: TaskSpec, place: Place) -> dict[str, Any]:
+    """Return what a stage needs to load a task here."""
+    return {"task": task.name, "data": task.data, "tasks_dirs": list(place.tasks_dirs), "max_dropped": task.max_dropped}
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """How one model's policies are evaluated.
@@ -58,10 +63,6 @@ class Evaluation:
     forward: Mapping[str, Any]
     settings: Mapping[str, Any]
 
-    def task_local(self, task: TaskSpec) -> dict[str, Any]:
-        """Return what a stage needs to load a task here."""
-        return {"task": task.name, "data": task.data, "tasks_dirs": list(self.place.tasks_dirs), "max_dropped": task.max_dropped}
-
     def score(
         self,
         task: TaskSpec,
@@ -82,7 +83,9 @@ class Evaluation:
         inputs = {"samples": samples, "data": data, "base": self.policy}
         if train is not None and reference is not None:
             inputs |= {"policy": train, "reference": reference}
-        return Stage("score", version("score"), config, inputs, {**self.local, **self.task_local(task), "metrics": metrics})
+        return Stage(
+            "score", version("score"), config, inputs, {**self.local, **task_local(task, self.place), "metrics": metrics}
+        )
 
     def reward_model(self, task: TaskSpec, name: str) -> Stage:
         """Return a reward model: on disk, or trained on the task's held-out pairs."""
@@ -140,7 +143,7 @@ class Evaluation:
         """Return a judge as (config, input stages, local settings)."""
         judge: dict[str, Any] = {"kind": kind}
         inputs: dict[str, Stage] = {}
-        local = {**self.local, **self.task_local(task)}
+        local = {**self.local, **task_local(task, self.place)}
         if kind == "gold":
             judge["task"] = task_identity(self.tasks[task.label])
         elif kind == "openai" and self.spec.judge is not None:
@@ -203,5 +206,5 @@ class Evaluation:
             "numerics": self.numerics,
             "task": task_identity(self.tasks[task.label]),
         }
-        local = {**self.local, **self.task_local(task), "trust_reward_code": trust}
+        local = {**self.local, **task_local(task, self.place), "trust_reward_code": trust}
         return {"goals": Stage("goals", version("goals"), config, inputs, local)}

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from spo_bench.methods.base import Hyperparameters, Lists, Method, Pairs
 
@@ -12,26 +12,19 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+def _paired(lists: Lists, better: Callable[[Tensor], Tensor], worse: Callable[[Tensor], Tensor]) -> Pairs:
+    """Return pairs: ``better`` and ``worse`` take the chosen and the rejected side's values, (pairs,), from (batch, n)."""
+
+    def both(values: Tensor | None) -> tuple[Any, Any]:
+        return (None, None) if values is None else (better(values), worse(values))
+
+    sums, lengths = (*both(lists.policy), *both(lists.reference)), both(lists.lengths)
+    return Pairs(*sums, *lengths, lists.kl, *both(lists.scores), *both(lists.collisions), seed=lists.seed)
+
+
 def pair_of(lists: Lists, better: int = 0, worse: int = -1) -> Pairs:
     """Return one pair a list: the answers in these two places, by default the best and the worst."""
-
-    def column(values: Tensor | None, place: int) -> Tensor | None:
-        return None if values is None else values[:, place]
-
-    return Pairs(
-        policy_chosen=lists.policy[:, better],
-        policy_rejected=lists.policy[:, worse],
-        reference_chosen=column(lists.reference, better),
-        reference_rejected=column(lists.reference, worse),
-        chosen_length=lists.lengths[:, better],
-        rejected_length=lists.lengths[:, worse],
-        kl=lists.kl,
-        chosen_score=column(lists.scores, better),
-        rejected_score=column(lists.scores, worse),
-        chosen_collision=column(lists.collisions, better),
-        rejected_collision=column(lists.collisions, worse),
-        seed=lists.seed,
-    )
+    return _paired(lists, lambda values: values[:, better], lambda values: values[:, worse])
 
 
 def all_pairs(lists: Lists) -> tuple[Pairs, Tensor]:
@@ -53,26 +46,7 @@ def all_pairs(lists: Lists) -> tuple[Pairs, Tensor]:
     if not bool(differ.any(dim=1).all()):
         raise ValueError("a list needs two answers whose scores differ")
 
-    def picked(values: Tensor | None, places: Tensor) -> Tensor | None:
-        return None if values is None else values[owner, places[which]]
-
-    def present(values: Tensor, places: Tensor) -> Tensor:
-        return values[owner, places[which]]
-
-    pairs = Pairs(
-        policy_chosen=present(lists.policy, better),
-        policy_rejected=present(lists.policy, worse),
-        reference_chosen=picked(lists.reference, better),
-        reference_rejected=picked(lists.reference, worse),
-        chosen_length=present(lists.lengths, better),
-        rejected_length=present(lists.lengths, worse),
-        kl=lists.kl,
-        chosen_score=picked(lists.scores, better),
-        rejected_score=picked(lists.scores, worse),
-        chosen_collision=picked(lists.collisions, better),
-        rejected_collision=picked(lists.collisions, worse),
-        seed=lists.seed,
-    )
+    pairs = _paired(lists, lambda v: v[owner, better[which]], lambda v: v[owner, worse[which]])
     return pairs, owner
 
 

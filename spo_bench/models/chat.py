@@ -38,6 +38,11 @@ def completion_ids(tokenizer: Any, text: str) -> list[int]:
     return [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
 
 
+def special_ids(tokenizer: Any) -> set[int]:
+    """Return the tokens no answer's text may hold; the unknown word is none of them."""
+    return set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+
+
 def plain_text(prompt: Sequence[Mapping[str, str]]) -> str:
     """Return a prompt as text for a reader or a judge: a single user message as it is, a dialogue with its speakers."""
     if len(prompt) == 1:

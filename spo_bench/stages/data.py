@@ -11,7 +11,7 @@ from typing import Any
 
 from spo_bench.errors import InputError
 from spo_bench.files import read_jsonl, write_json, write_jsonl
-from spo_bench.models.chat import completion_ids, render
+from spo_bench.models.chat import completion_ids, render, special_ids
 from spo_bench.models.policy import load_tokenizer
 from spo_bench.plugins import get_task
 from spo_bench.stages.base import Work
@@ -120,7 +120,7 @@ def with_ids(
 
     The answers are those of ``sides`` and, in a list, those ``between`` them.
     """
-    special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+    special = special_ids(tokenizer)
     prompt = record["prompt_ids"]
     answers = [*((side, record[side]) for side in sides), *(("between", text) for text in record.get("between", ()))]
     notes: Counter[str] = Counter()

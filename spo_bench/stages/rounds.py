@@ -19,7 +19,7 @@ import torch
 
 from spo_bench.errors import StageError
 from spo_bench.files import read_jsonl
-from spo_bench.models.chat import completion_ids
+from spo_bench.models.chat import completion_ids, special_ids
 from spo_bench.models.policy import stop_tokens
 from spo_bench.models.sampling import sample
 from spo_bench.stages.base import Work
@@ -130,7 +130,7 @@ def _candidates(
     """Return the answers that compete for every row, without repetitions."""
     regime, tokenizer = work.config["regime"], training.tokenizer
     found: list[list[Candidate]] = [[] for _ in rows]
-    special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+    special = special_ids(tokenizer)
     for number in range(regime["samples"]):
         for place, one in enumerate(_sampled(work, training, rows, work.config["generate"], stream_seed(seed, "answer", number))):
             found[place].append(one)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ from spo_bench.stages.base import Work
 from spo_bench.stages.data import AUDIT_COUNTS, NAMED_DROPS, load_split, with_ids
 from spo_bench.stages.lists import listed
 from spo_bench.stages.relabel import qualities, relabelled, with_goal
+from spo_bench.training.examples import stream_seed
 
 Record = Mapping[str, Any]
 SIDES = ("chosen", "rejected")
@@ -123,8 +123,7 @@ def held_out(
 
 def place_of(seed: int, *names: str) -> float:
     """Return a number in [0, 1) that depends on nothing but a seed and names."""
-    text = "/".join([str(seed), *names])
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big") / 2**48
+    return (stream_seed(seed, *names) >> 8) / 2**48  # 48 bits: a float holds them all
 
 
 def flipped(train: Sequence[Record], rate: float, seed: int) -> tuple[list[Record], dict[str, Any]]:

@@ -138,7 +138,7 @@ def fit(
         StageError: policy and reference disagree at step 0, the first loss is not what it must be, or a number is not finite.
     """
     model, head, method = objective.model, objective.head, objective.method
-    device = torch.device(objective.numerics.device)
+    device, weights = torch.device(objective.numerics.device), trained(model)
     progress = begin(objective, settings) if progress is None else progress
     share, partner = settings.packing == "trie", settings.max_length if method.needs_kl else None
 
@@ -174,7 +174,7 @@ def fit(
                 logged.add({**degree_parts, "weighted_degree_loss": degree.detach()})
                 add_bins(bins, counts)
             loss.backward()
-        grad_norm = descend(progress.policy, trained(model), learning_rate_at(settings, step), settings.clip)
+        grad_norm = descend(progress.policy, weights, learning_rate_at(settings, step), settings.clip)
         if progress.head is not None and head is not None and objective.spo is not None:
             head_rate = learning_rate_at(replace(settings, learning_rate=objective.spo.head_learning_rate), step)
             descend(progress.head, list(head.parameters()), head_rate, settings.clip)
