@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from endpoint import Endpoint, in_thread
 from hypothesis import settings
 
 # Before anything imports a hub client: nothing in a test may reach for the net.
@@ -45,6 +47,16 @@ def smollm2(shared: Path) -> Path:
         if done.returncode:
             pytest.skip(f"SmolLM2 cannot be made here: {done.stderr.strip().splitlines()[-1]}")
     return directory
+
+
+@pytest.fixture
+def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[Endpoint]:
+    """A scripted judge endpoint on this machine, with its key in JUDGE_KEY."""
+    from judge_setup import SECRET
+
+    monkeypatch.setenv("JUDGE_KEY", SECRET)
+    with in_thread(Endpoint()) as serving:
+        yield serving
 
 
 def tiny_model(kind: str = "llama", vocabulary: int = 61, **changes):

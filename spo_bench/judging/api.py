@@ -3,46 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
-from hashlib import sha256
-from typing import Any, TypeVar, get_args
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any, TypeVar
 
-from spo_bench.errors import SpoBenchError
+from spo_bench.errors import InputError, SpoBenchError, StageError
 from spo_bench.files import canonical_json
-from spo_bench.judging.api_endpoint import OPENAI, ApiSettings, Endpoint, Reply
-from spo_bench.judging.api_store import ReplyStore
-from spo_bench.judging.api_text import Side, read_verdict, render
-from spo_bench.judging.verdict import Outcome, Question, Verdict
+from spo_bench.judging.capabilities import Capabilities, known, place, undated
+from spo_bench.judging.endpoint import ApiSettings, Endpoint, FormError
+from spo_bench.judging.language import Judged, Orders, Reply, Request, kept, requests, verdicts
+from spo_bench.judging.prompt import Form
+from spo_bench.judging.reading import FROM_TEXT
+from spo_bench.judging.store import ReplyStore
+from spo_bench.judging.verdict import Question, Verdict, Watch, unwatched
 
-KEY_FORMAT = 1  # raised whenever a reply is asked for in another way, so that kept ones are not mistaken for it
+PROBES = 4  # replies without a verdict, after which another form of asking is tried
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class ApiVerdict(Verdict):
-    """A verdict that was paid for.
-
-    Attributes:
-        usage: tokens of all requests made for it, ``{"prompt_tokens", "completion_tokens"}``; None: not reported.
-        cost: US dollars, when it was asked; None: prices are not known.
-        notes: what was asked otherwise than the settings say, because the endpoint would not take it.
-    """
-
-    usage: Mapping[str, int] | None = None
-    cost: float | None = None
-    notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class _Request:
-    """One order of presentation of one question."""
-
-    question: Question
-    first: Side
-    prompt: str
-    key: str
 
 
 @dataclass(frozen=True)
@@ -50,59 +28,170 @@ class ApiJudge(ApiSettings):
     """A language model behind an endpoint, asked in both orders which answer is better; the score is the mean of the two.
 
     A question of which an order has no verdict is invalid, with the reason; it is never a tie or a loss.
+
+    Attributes:
+        orders: "both", or "one" that the question's id decides; a position bias then averages out over questions only.
+        seed: of the marks that fence the answers, and of which order is the one.
+        epoch: replies of one epoch are not used in another: judging again in the next one shows how a judge agrees with itself.
     """
 
+    orders: Orders = "both"
+    seed: int = 0
+    epoch: int = 0
+
     def compare(self, questions: Sequence[Question]) -> list[Verdict]:
-        """Return one verdict a question (each an ApiVerdict), in order.
+        """Return one verdict a question, in order.
 
         Replies are kept in the cache as they arrive; a later call asks only for what is missing or has no verdict.
 
         Raises:
             InputError: no key, a key or a model that the endpoint refuses, no such endpoint, a parameter it does not take.
-            StageError: ``max_cost`` is reached, the quota is used up, or the endpoint fails over and over.
+            StageError: ``max_cost`` or ``max_calls`` is reached, the quota is used up, or the endpoint fails over and over.
         """
-        return _run(self._compare(questions))
+        judged = self.judge(questions)
+        if judged.stopped is not None:
+            raise judged.stopped
+        return judged.verdicts
 
-    async def _compare(self, questions: Sequence[Question]) -> list[Verdict]:
-        requests = [self._request(question, first) for question in questions for first in get_args(Side)]
+    def judge(self, questions: Sequence[Question], watch: Watch = unwatched) -> Judged:
+        """Return the verdicts with how they were come by; where judging had to stop, the rest is invalid.
+
+        ``watch`` is told (verdicts of orders that are there, all of them).
+
+        Raises:
+            InputError: as ``compare``.
+        """
+        return _run(self._judge(questions, watch))
+
+    async def _judge(self, questions: Sequence[Question], watch: Watch) -> Judged:
+        name = canonical_json([self.model, place(self.base_url), self.verdict])
         with ReplyStore(self.cache) as store:
-            kept = {place: reply for place, request in enumerate(requests) if (reply := _kept(store, request))}
-            missing = [place for place in range(len(requests)) if place not in kept]
-            asked = await self._ask(requests, missing, store) if missing else {}
-        orders = [_order(request.first, (kept | asked)[place], place in kept) for place, request in enumerate(requests)]
-        return [_verdict(question, orders[2 * number : 2 * number + 2]) for number, question in enumerate(questions)]
+            facts = store.learned(name)
+            how = Capabilities.of_record(facts) if facts else self._unasked()
+            asked, before, missing = self._missing(store, questions, how.form)
+            warning = undated(self.model, self.base_url)
+            judged = Judged([], how.form, warnings=(warning,) if warning else ())
+            now: dict[str, Reply] = {}
+            if missing:
+                async with Endpoint(self, store, how) as endpoint:
+                    settled = bool(facts)
+                    stopped: SpoBenchError | None = None
+                    try:
+                        settled = settled or await self._settle(endpoint, store, questions)
+                    except StageError as error:
+                        stopped = error
+                    asked, before, missing = self._missing(store, questions, endpoint.how.form)
+                    if stopped is None:
+                        stopped = await self._ask(endpoint, store, missing, now, lambda: watch(len(now), len(missing)))
+                    if settled:
+                        store.learn(name, endpoint.how.record())
+                    judged = replace(judged, form=endpoint.how.form, stopped=stopped, calls=endpoint.calls, cost=endpoint.cost)
+                if stopped is not None:
+                    rest = Reply(error="not_asked", fault=f"not asked: {stopped}")
+                    now = {request.key: rest for request in missing} | now
+        found = verdicts(questions, asked, before, now, judged.form)
+        return replace(judged, verdicts=found)
 
-    def _request(self, question: Question, first: Side) -> _Request:
-        prompt = render(self.template, question, first, self.seed)
-        parameters = {"max_tokens": self.max_tokens, "temperature": self.temperature}
-        identity = [KEY_FORMAT, self.model, self.base_url or OPENAI, prompt, parameters, first]
-        return _Request(question, first, prompt, sha256(canonical_json(identity).encode("utf-8", "replace")).hexdigest())
+    def _unasked(self) -> Capabilities:
+        """Return how to ask a model of which nothing was learned yet."""
+        how = known(self.model, self.base_url)
+        return how if self.verdict == "auto" else replace(how, form=self.verdict)
 
-    async def _ask(self, requests: Sequence[_Request], places: Sequence[int], store: ReplyStore) -> dict[int, Reply]:
-        """Ask for replies, several at once. The first goes alone, so that a refused key or parameter is met only once."""
-        replies: dict[int, Reply] = {}
+    def _missing(
+        self, store: ReplyStore, questions: Sequence[Question], form: Form
+    ) -> tuple[list[list[Request]], dict[str, Reply], list[Request]]:
+        """Return (the requests of every question, kept replies by key, the requests still to be sent: one a key)."""
+        identity = [self.model, place(self.base_url), {"max_tokens": self.room, "temperature": self.temperature}, self.epoch]
+        asked = requests(questions, self.template, form, self.orders, self.seed, identity)
+        before = kept(store, asked, form)
+        distinct = {request.key: request for one in asked for request in one}
+        return asked, before, [request for key, request in distinct.items() if key not in before]
+
+    async def _settle(self, endpoint: Endpoint, store: ReplyStore, questions: Sequence[Question]) -> bool:
+        """Find the form in which this model gives verdicts, with a few questions; return whether it was found."""
+        if self.verdict != "auto":
+            return True
+        if endpoint.how.form == "json":
+            try:
+                found = await self._probe(endpoint, store, questions, 1)
+            except FormError:
+                endpoint.how = endpoint.how.in_form("text", "the endpoint refused response_format; verdicts were read from text")
+            else:
+                if found is not False:
+                    return bool(found)
+                endpoint.how = endpoint.how.in_form("text", "the reply was no JSON; verdicts were read from text")
+        found = await self._probe(endpoint, store, questions, PROBES)
+        if found is not False:
+            return bool(found)
+        in_text = endpoint.how
+        endpoint.how = in_text.in_form("logprobs", "replies held no verdict; verdicts were read from log-probabilities")
+        try:
+            found = await self._probe(endpoint, store, questions, 1)
+        except FormError:
+            found = False
+        if not found:
+            endpoint.how = in_text
+        return True
+
+    async def _probe(self, endpoint: Endpoint, store: ReplyStore, questions: Sequence[Question], enough: int) -> bool | None:
+        """Return whether replies in the endpoint's present form hold verdicts: True with the first that does, False after
+        ``enough`` that do not, None where neither was seen in a few questions.
+        """
+        without = 0
+        for request in self._missing(store, questions[:PROBES], endpoint.how.form)[2]:
+            reply = await endpoint.reply(request.prompt)
+            _keep(store, request, reply)
+            reading = reply.read(endpoint.how.form)
+            if reading.first is not None:
+                return True
+            without += reading.error in FROM_TEXT
+            if without == enough:
+                return False
+        return None
+
+    async def _ask(
+        self,
+        endpoint: Endpoint,
+        store: ReplyStore,
+        missing: Sequence[Request],
+        replies: dict[str, Reply],
+        tell: Callable[[], None],
+    ) -> SpoBenchError | None:
+        """Ask for replies, several at once, and put them into ``replies`` by key; return why it had to stop, if it had.
+
+        The first goes alone, so that a refused key or parameter is met only once.
+
+        Raises:
+            InputError: what was given cannot be used at all.
+        """
         failures: list[SpoBenchError] = []
-        queue = iter(places)
+        queue = iter(missing)
 
-        async def work(endpoint: Endpoint, share: Iterator[int]) -> None:
-            for place in share:
+        async def work(share: Iterator[Request]) -> None:
+            for request in share:
                 if failures:  # the others finish what they have begun, since it is paid for
                     return
                 try:
-                    reply = await endpoint.reply(requests[place].prompt)
+                    reply = await endpoint.reply(request.prompt)
                 except SpoBenchError as error:
                     failures.append(error)
                     return
-                replies[place] = reply
-                if _shown(reply)[0]:
-                    store.keep(requests[place].key, asdict(reply))
+                replies[request.key] = reply
+                _keep(store, request, reply)
+                tell()
 
-        async with Endpoint(self, store) as endpoint:
-            await work(endpoint, iter([next(queue)]))
-            await asyncio.gather(*(work(endpoint, queue) for _ in range(self.concurrency)))
-        if failures:
-            raise failures[0]
-        return replies
+        await work(iter(list(islice(queue, 1))))
+        await asyncio.gather(*(work(queue) for _ in range(min(self.concurrency, len(missing)))))
+        for error in failures:
+            if isinstance(error, InputError):
+                raise error
+        return failures[0] if failures else None
+
+
+def _keep(store: ReplyStore, request: Request, reply: Reply) -> None:
+    """Keep what is a reply at all, also without a verdict: a better parser may find one."""
+    if reply.error is None:
+        store.keep(request.key, reply.record())
 
 
 def _run(work: Coroutine[Any, Any, T]) -> T:
@@ -113,51 +202,3 @@ def _run(work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run(work)
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(asyncio.run, work).result()
-
-
-def _kept(store: ReplyStore, request: _Request) -> Reply | None:
-    """Return the kept reply to a request, if a verdict can be read from it."""
-    record = store.reply(request.key)
-    reply = Reply(**record | {"notes": tuple(record["notes"])}) if record else None
-    return reply if reply and _shown(reply)[0] else None
-
-
-def _shown(reply: Reply) -> tuple[str | None, str | None]:
-    """Return (which of the answers shown won, why none): how the reply ended is read before what it says."""
-    if reply.fault or reply.text is None:
-        return None, reply.fault or "the reply is empty"
-    if reply.finish_reason == "length":
-        return None, "the reply was cut, and so it was with twice the tokens; raise max_tokens"
-    if reply.finish_reason == "content_filter":
-        return None, "the endpoint's content filter stopped the reply"
-    if reply.finish_reason in ("tool_calls", "function_call"):
-        return None, "the reply is a tool call"
-    return read_verdict(reply.text)
-
-
-def _order(first: Side, reply: Reply, cached: bool) -> dict[str, Any]:
-    """Return the record of one order; its verdict is in terms of a and b, whichever was shown first."""
-    shown, reason = _shown(reply)
-    second = "b" if first == "a" else "a"
-    verdict = {"first": first, "second": second, "tie": "tie", None: None}[shown]
-    record = asdict(reply)
-    del record["fault"], record["kind"]
-    return {"first": first, "verdict": verdict, "reason": reason, **record, "cached": cached}
-
-
-def _verdict(question: Question, orders: Sequence[Mapping[str, Any]]) -> ApiVerdict:
-    """Average the two orders, or say why there is nothing to average."""
-    usages = [order["usage"] for order in orders if order["usage"]]
-    usage = {name: sum(one[name] for one in usages) for name in usages[0]} if usages else None
-    costs = [order["cost"] for order in orders]
-    paid: dict[str, Any] = {
-        "usage": usage,
-        "cost": None if None in costs else sum(costs),
-        "notes": tuple(dict.fromkeys(note for order in orders for note in order["notes"])),
-    }
-    reasons = [f"{order['first']} shown first: {order['reason']}" for order in orders if order["verdict"] is None]
-    if reasons:
-        return ApiVerdict(question.id, "invalid", None, orders, "; ".join(reasons), **paid)
-    score = sum({"a": 1.0, "b": 0.0, "tie": 0.5}[order["verdict"]] for order in orders) / len(orders)
-    outcome: Outcome = "a" if score > 0.5 else "b" if score < 0.5 else "tie"
-    return ApiVerdict(question.id, outcome, score, orders, **paid)

@@ -1,28 +1,31 @@
-"""A judge that runs here: any causal language model, read by the log-probabilities of the verdict tokens, in both orders."""
+"""A judge that runs here: any causal language model, read by the log-probabilities of the verdict's letters."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from math import exp
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from spo_bench.errors import InputError
-from spo_bench.judging.api_text import check_template
-from spo_bench.judging.verdict import Outcome, Question, Verdict, fill
+from spo_bench.judging.language import Judged, Orders, Reply, Request, kept, requests, verdicts
+from spo_bench.judging.prompt import Form, check_template
+from spo_bench.judging.store import ReplyStore
+from spo_bench.judging.verdict import Question, Verdict, Watch, unwatched
 from spo_bench.models.chat import render
 from spo_bench.models.numerics import Numerics
 from spo_bench.training.scoring import log_probs
 
 LETTERS = ("A", "B")
-CLOSING = "\n\nReply with the letter of the better answer, A or B, and nothing else."
+FORM: Form = "logprobs"
+AT_ONCE = 256  # requests sorted by length together, and kept when they are answered
 
 
 @dataclass(frozen=True)
 class LocalJudge:
-    """A language model asked which answer is better.
+    """A language model asked which answer is better, as a judge behind an endpoint is, but for the letter alone.
 
     A verdict is P(A) / (P(A) + P(B)) for the next token; the two orders of presentation are averaged, so a judge that always
     says "A" gives 0.5.
@@ -33,9 +36,11 @@ class LocalJudge:
         numerics: device and type.
         max_length: longer questions are invalid, since part of an answer would be hidden from the judge.
         micro_tokens: token budget of one forward pass.
-        margin: scores nearer to 0.5 than this are a tie.
         share: False runs each letter as a sequence of its own, for a model that cannot take a tree mask.
         name: of the judge in messages; empty: as the tokenizer knows it.
+        identity: what the model is, by content; it is part of the cache's keys.
+        cache: an SQLite file of replies that outlives this run; None: nothing is kept.
+        orders, seed, epoch: as of ``ApiJudge``.
 
     Raises:
         InputError: a template without one of its slots, or a tokenizer for which A or B is not one token of its own.
@@ -47,9 +52,13 @@ class LocalJudge:
     numerics: Numerics
     max_length: int
     micro_tokens: int = 4096
-    margin: float = 0.02
     share: bool = True
     name: str = ""
+    identity: Mapping[str, Any] = field(default_factory=dict)
+    cache: Path | None = None
+    orders: Orders = "both"
+    seed: int = 0
+    epoch: int = 0
 
     def __post_init__(self) -> None:
         check_template(self.template)
@@ -57,20 +66,50 @@ class LocalJudge:
 
     def compare(self, questions: Sequence[Question]) -> list[Verdict]:
         """Return one verdict a question, in order."""
+        return self.judge(questions).verdicts
+
+    def judge(self, questions: Sequence[Question], watch: Watch = unwatched) -> Judged:
+        """Return the verdicts with how they were come by; ``watch`` is told (orders judged, all that are to be judged)."""
+        numerics = [self.numerics.device, self.numerics.dtype, self.numerics.held]
+        identity = [dict(self.identity), numerics, self.max_length, self.epoch]
+        asked = requests(questions, self.template, FORM, self.orders, self.seed, identity)
+        now: dict[str, Reply] = {}
+        with ReplyStore(self.cache) as store:
+            before = kept(store, asked, FORM)
+            missing = list({request.key: request for one in asked for request in one if request.key not in before}.values())
+            ids = {request.key: self._ids(request) for request in missing}
+            # Requests of like length share a forward pass without waste, whatever their order here.
+            missing.sort(key=lambda request: len(ids[request.key]))
+            for start in range(0, len(missing), AT_ONCE):
+                part = missing[start : start + AT_ONCE]
+                now.update(self._replies(part, ids))
+                for request in part:
+                    if now[request.key].error is None:
+                        store.keep(request.key, now[request.key].record())
+                watch(len(now), len(missing))
+        return Judged(verdicts(questions, asked, before, now, FORM), FORM)
+
+    def _replies(self, part: Sequence[Request], ids: Mapping[str, Sequence[int]]) -> dict[str, Reply]:
+        """Return the replies to some requests by key."""
         letters = [np.asarray([token]) for token in self._letters()]
-        items, places = [], []
-        for number, question in enumerate(questions):
-            for a, b in ((question.a, question.b), (question.b, question.a)):
-                text = fill(self.template, prompt=question.prompt, a=a, b=b) + CLOSING
-                ids = render(self.tokenizer, [{"role": "user", "content": text}]).ids
-                if len(ids) < self.max_length:
-                    items.append((np.asarray(ids), letters))
-                    places.append(number)
-        found: dict[int, list[float]] = {}
+        fitting = [request for request in part if len(ids[request.key]) < self.max_length]
+        items = [(np.asarray(ids[request.key]), letters) for request in fitting]
         values = log_probs(self.model, items, self.numerics, self.micro_tokens, share=self.share)
-        for number, (first, second) in zip(places, values, strict=True):
-            found.setdefault(number, []).append(1 / (1 + exp(min(float(second[0]) - float(first[0]), 700.0))))
-        return [self._verdict(question, found.get(number, [])) for number, question in enumerate(questions)]
+        fault = f"the question is longer than {self.max_length} tokens"
+        found = {request.key: Reply(error="too_long", fault=fault) for request in part}
+        for request, (first, second) in zip(fitting, values, strict=True):
+            usage = {"prompt_tokens": len(ids[request.key]), "completion_tokens": 1}
+            said = {LETTERS[0]: float(first[0]), LETTERS[1]: float(second[0])}
+            found[request.key] = Reply(model=self._known_as, letters=said, usage=usage)
+        return found
+
+    def _ids(self, request: Request) -> Sequence[int]:
+        """Return the tokens of a request. Texts under judgement cannot say the model's own special tokens."""
+        text = request.prompt
+        for token in self.tokenizer.all_special_tokens:
+            if len(token) > 1:
+                text = text.replace(token, f"{token[0]} {token[1:]}")
+        return render(self.tokenizer, [{"role": "user", "content": text}]).ids
 
     def _letters(self) -> list[int]:
         """Return the tokens of the verdicts A and B."""
@@ -88,19 +127,13 @@ class LocalJudge:
             found.append(int(ids[0]))
         return found
 
+    @property
+    def _known_as(self) -> str:
+        return self.name or getattr(self.tokenizer, "name_or_path", "") or "local"
+
     def _unusable(self, why: str) -> InputError:
-        name = self.name or getattr(self.tokenizer, "name_or_path", "") or "local"
         return InputError(
-            f"judge model '{name}': {why}",
+            f"judge model '{self._known_as}': {why}",
             "a local judge answers with A or B, each one token of its own",
             "choose another judge model",
         )
-
-    def _verdict(self, question: Question, first_wins: Sequence[float]) -> Verdict:
-        """Average the orders: the probability that the answer shown first is better, of (a, b) and of (b, a)."""
-        if len(first_wins) < 2:
-            return Verdict(question.id, "invalid", None, (), f"the question is longer than {self.max_length} tokens")
-        score = (first_wins[0] + 1 - first_wins[1]) / 2
-        outcome: Outcome = "tie" if abs(score - 0.5) < self.margin else "a" if score > 0.5 else "b"
-        orders = [{"first": "a", "p_first": first_wins[0]}, {"first": "b", "p_first": first_wins[1]}]
-        return Verdict(question.id, outcome, score, orders)

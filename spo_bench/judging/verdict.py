@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Protocol
 
 Outcome = Literal["a", "b", "tie", "invalid"]
+Watch = Callable[[int, int], None]
+"""Is told (requests answered, all that are to be sent) while a judge is at work."""
+
+
+def unwatched(done: int, total: int) -> None:
+    """Show nothing."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,9 @@ class Verdict:
         score: 1 = a, 0 = b, 0.5 = tie, values between are a judge's probability of a; None = invalid.
         orders: what was said in each order of presentation.
         reason: why it is invalid.
+        usage: tokens of all requests made for it, ``{"prompt_tokens", "completion_tokens"}``; None: not reported.
+        cost: US dollars, when it was asked; None: prices are not known, or there are none.
+        notes: what was asked otherwise than the settings say, because an endpoint would not take it.
     """
 
     id: str
@@ -38,6 +47,9 @@ class Verdict:
     score: float | None
     orders: Sequence[Mapping[str, Any]] = ()
     reason: str | None = None
+    usage: Mapping[str, int] | None = None
+    cost: float | None = None
+    notes: tuple[str, ...] = ()
 
     def record(self) -> dict[str, Any]:
         """Return the verdict as JSON values."""

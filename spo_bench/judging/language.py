@@ -1,0 +1,193 @@
+"""What all judges that read texts share: each order is a request, its reply is kept and read, and both make a verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any, Literal
+
+from spo_bench.errors import SpoBenchError
+from spo_bench.files import canonical_json
+from spo_bench.judging.prompt import Form, Side, prompts
+from spo_bench.judging.reading import Error, Reading, mean_outcome, read
+from spo_bench.judging.store import ReplyStore
+from spo_bench.judging.verdict import Question, Verdict
+
+KEY_FORMAT = 2  # raised whenever a reply is asked for in another way, so that kept ones are not mistaken for it
+Orders = Literal["both", "one"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """One order of presentation of one question."""
+
+    first: Side
+    prompt: str
+    key: str
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What came back for one request.
+
+    Attributes:
+        text, finish_reason, model: as the judge gave them; the model may be a dated version of the one asked for.
+        revision: what the endpoint says of the version behind the model's name.
+        letters: log-probabilities (nats) of the verdicts A and B, where these were asked for.
+        usage: tokens of all requests made for it; None: not reported.
+        cost: US dollars of all requests made for it; None: prices are not known.
+        parameters: what the last request sent besides the prompt.
+        notes: what was sent otherwise than the settings say, and why.
+        error, fault: what kind of fault left no reply at all, and why.
+    """
+
+    text: str | None = None
+    finish_reason: str | None = None
+    model: str | None = None
+    revision: str | None = None
+    letters: Mapping[str, float] | None = None
+    usage: Mapping[str, int] | None = None
+    cost: float | None = None
+    parameters: Mapping[str, Any] | None = None
+    notes: tuple[str, ...] = ()
+    error: Error | None = None
+    fault: str | None = None
+
+    def read(self, form: Form) -> Reading:
+        """Return what it says; faults come before text."""
+        if self.error is not None:
+            return Reading(None, self.error, self.fault)
+        return read(form, self.text, self.finish_reason, self.letters)
+
+    def record(self) -> dict[str, Any]:
+        """Return what is kept of a reply, as JSON values."""
+        return {name: getattr(self, name) for name in _KEPT}
+
+    @classmethod
+    def of_record(cls, record: Mapping[str, Any]) -> Reply:
+        """Return the reply of ``record``, or of an order of a verdict."""
+        return cls(**{name: record.get(name) for name in _KEPT if name != "notes"}, notes=tuple(record.get("notes") or ()))
+
+
+_KEPT = ("text", "finish_reason", "model", "revision", "letters", "usage", "cost", "parameters", "notes")
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Verdicts, and how they were come by.
+
+    Attributes:
+        verdicts: one a question, in order.
+        form: in which they were asked for.
+        stopped: why judging ended early; the questions that were not asked are invalid then. None: all were asked.
+        calls: requests sent now; kept replies cost none.
+        cost: US dollars spent now; None: prices are not known.
+        warnings: what a reader should know of the judge.
+    """
+
+    verdicts: list[Verdict]
+    form: Form
+    stopped: SpoBenchError | None = None
+    calls: int = 0
+    cost: float | None = None
+    warnings: tuple[str, ...] = ()
+
+
+def sides(question: Question, orders: Orders, seed: int) -> tuple[Side, ...]:
+    """Return which answer is shown first in each request: both in turn, or one that the question's id and the seed decide."""
+    if orders == "both":
+        return ("a", "b")
+    return ("a",) if sha256(f"{seed}\0{question.id}".encode("utf-8", "replace")).digest()[0] % 2 else ("b",)
+
+
+def requests(
+    questions: Sequence[Question], template: str, form: Form, orders: Orders, seed: int, identity: Sequence[Any]
+) -> list[list[Request]]:
+    """Return the requests of every question.
+
+    A key holds all that can change a reply: the judge's ``identity`` (model, place, parameters, epoch), the order and the whole
+    prompt. How a reply is read is no part of it.
+    """
+    start = sha256(canonical_json([KEY_FORMAT, form, *identity]).encode())
+    found = []
+    for question in questions:
+        firsts = sides(question, orders, seed)
+        asked = []
+        for first, prompt in zip(firsts, prompts(template, question, firsts, form, seed), strict=True):
+            key = start.copy()
+            key.update(f"\0{first}\0{prompt}".encode())
+            asked.append(Request(first, prompt, key.hexdigest()))
+        found.append(asked)
+    return found
+
+
+def kept(store: ReplyStore, asked: Sequence[Sequence[Request]], form: Form) -> dict[str, Reply]:
+    """Return by key the kept replies that hold a verdict; the others are asked for again."""
+    records = store.replies([request.key for one in asked for request in one])
+    replies = {key: Reply.of_record(record) for key, record in records.items()}
+    return {key: reply for key, reply in replies.items() if reply.read(form).first is not None}
+
+
+def verdicts(
+    questions: Sequence[Question],
+    asked: Sequence[Sequence[Request]],
+    before: Mapping[str, Reply],
+    now: Mapping[str, Reply],
+    form: Form,
+) -> list[Verdict]:
+    """Return one verdict a question from its replies, those kept from before and those of now."""
+    found = []
+    for question, one in zip(questions, asked, strict=True):
+        orders = [
+            order(request.first, before.get(request.key) or now[request.key], form, request.key in before) for request in one
+        ]
+        found.append(verdict(question.id, orders, form))
+    return found
+
+
+def order(first: Side, reply: Reply, form: Form, cached: bool) -> dict[str, Any]:
+    """Return the record of one order; its verdict is in terms of a and b, whichever was shown first."""
+    reading = reply.read(form)
+    score = reading.first if first == "a" or reading.first is None else 1 - reading.first
+    return {
+        "first": first,
+        "verdict": None if score is None else mean_outcome(score, form),
+        "score": score,
+        "error": reading.error,
+        "reason": reading.reason,
+        "form": form,
+        **reply.record(),
+        "cached": cached,
+    }
+
+
+def verdict(name: str, orders: Sequence[Mapping[str, Any]], form: Form) -> Verdict:
+    """Average the orders of one question, or say why there is nothing to average."""
+    usages = [one["usage"] for one in orders if one["usage"]]
+    costs = [one["cost"] for one in orders]
+    paid: dict[str, Any] = {
+        "usage": {key: sum(usage[key] for usage in usages) for key in usages[0]} if usages else None,
+        "cost": None if None in costs else sum(costs),
+        "notes": tuple(dict.fromkeys(note for one in orders for note in one["notes"])),
+    }
+    reasons = [f"{one['first']} shown first: {one['reason']}" for one in orders if one["verdict"] is None]
+    if reasons:
+        return Verdict(name, "invalid", None, orders, "; ".join(reasons), **paid)
+    score = sum(one["score"] for one in orders) / len(orders)
+    return Verdict(name, mean_outcome(score, form), score, orders, **paid)
+
+
+def too_many_invalid(found: Sequence[Verdict], max_invalid: float) -> str | None:
+    """Return what is wrong where more than a share of the verdicts is invalid, None where it is not."""
+    invalid = [one for one in found if one.outcome == "invalid"]
+    if len(invalid) <= max_invalid * len(found):
+        return None
+    reasons: dict[str, int] = {}
+    for one in invalid:
+        reasons[one.reason or ""] = reasons.get(one.reason or "", 0) + 1
+    most = max(reasons, key=lambda reason: reasons[reason])
+    return (
+        f"{len(invalid)} of {len(found)} verdicts are invalid, more than max_invalid = {max_invalid:g} allows; the most frequent "
+        f"reason ({reasons[most]} times): {most}"
+    )

@@ -1,0 +1,107 @@
+"""How a verdict is read from a reply: how the reply ended comes before what it says."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from math import exp
+from typing import Any, Literal
+
+from spo_bench.judging.prompt import Form
+
+PARSER = 1  # raised whenever a reply may be read in another way; kept replies are then read again, and nothing is asked again
+MARGIN = 0.02  # mean scores of log-probabilities nearer to 0.5 than this are a tie
+
+Error = Literal["cut", "filtered", "refused", "no_verdict", "off_menu", "too_long", "unreadable", "outage", "not_asked"]
+"""Why an order has no verdict: how the reply ended, what it says, or why there is none."""
+FROM_TEXT: tuple[Error, ...] = ("no_verdict", "off_menu")
+"""What a better parser may still read."""
+
+_MENU: Mapping[str, float] = {"A": 1.0, "B": 0.0, "C": 0.5}
+_ANCHORED = re.compile(r"\[\[([^\[\]]{0,24})\]\]")
+_ENDS: Mapping[str, tuple[Error, str]] = {
+    "length": ("cut", "the reply was cut, and so it was with more room; raise max_tokens"),
+    "content_filter": ("filtered", "the endpoint's content filter stopped the reply"),
+    "tool_calls": ("no_verdict", "the reply is a tool call"),
+    "function_call": ("no_verdict", "the reply is a tool call"),
+}
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a reply says: the score of the answer shown first (1 it won, 0 it lost, 0.5 neither), or why there is none."""
+
+    first: float | None
+    error: Error | None = None
+    reason: str | None = None
+
+
+def read(form: Form, text: str | None, finish_reason: str | None, letters: Mapping[str, float] | None = None) -> Reading:
+    """Return the reading of one reply.
+
+    Args:
+        form: in which the verdict was asked for.
+        text: what the judge wrote.
+        finish_reason: how it ended, as the endpoint says; a reply of one letter always ends at its limit.
+        letters: log-probabilities (nats) of the verdicts A and B, for the form "logprobs".
+    """
+    if finish_reason is not None and finish_reason in _ENDS and not (form == "logprobs" and finish_reason == "length"):
+        return Reading(None, *_ENDS[finish_reason])
+    if form == "logprobs":
+        return _read_letters(letters)
+    if not text or not text.strip():
+        return Reading(None, "no_verdict", "the reply is empty")
+    return _read_json(text) if form == "json" else _read_marks(text)
+
+
+def _read_letters(letters: Mapping[str, float] | None) -> Reading:
+    """P(A) / (P(A) + P(B)); a letter that is not among the reported tokens has a probability of nearly 0."""
+    if not letters:
+        return Reading(None, "no_verdict", "neither A nor B is among the most probable tokens")
+    behind = letters.get("B", -1e9) - letters.get("A", -1e9)
+    return Reading(1 / (1 + exp(max(min(behind, 700.0), -700.0))))
+
+
+def _read_marks(text: str) -> Reading:
+    """Only the last anchored mark counts: earlier ones are part of the reasoning. One that is not on the menu is no verdict."""
+    marks = _ANCHORED.findall(text)
+    if not marks:
+        return Reading(None, "no_verdict", "the reply holds no verdict [[A]], [[B]] or [[C]]")
+    first = _MENU.get(marks[-1].strip().upper())
+    if first is None:
+        return Reading(None, "off_menu", f"the verdict [[{marks[-1]}]] is not one of [[A]], [[B]] and [[C]]")
+    return Reading(first)
+
+
+def _read_json(text: str) -> Reading:
+    """The last JSON object with the key "verdict" counts; models wrap it into prose or code marks at times."""
+    found = [value for value in _objects(text) if "verdict" in value]
+    if not found:
+        return Reading(None, "no_verdict", 'the reply holds no JSON object with the key "verdict"')
+    said = found[-1]["verdict"]
+    first = _MENU.get(said.strip().upper()) if isinstance(said, str) else None
+    if first is None:
+        return Reading(None, "off_menu", f"the verdict {json.dumps(said, ensure_ascii=False)[:40]} is not one of A, B and C")
+    return Reading(first)
+
+
+def _objects(text: str) -> Iterator[dict[str, Any]]:
+    """Yield the JSON objects of a text that are not inside one another."""
+    decoder, place = json.JSONDecoder(), text.find("{")
+    while place != -1:
+        try:
+            value, end = decoder.raw_decode(text, place)
+        except (ValueError, RecursionError):
+            end = place + 1
+        else:
+            if isinstance(value, dict):
+                yield value
+        place = text.find("{", end)
+
+
+def mean_outcome(score: float, form: Form) -> Literal["a", "b", "tie"]:
+    """Return who won by a pair's mean score; scores of log-probabilities are never exactly even, so near ones are a tie."""
+    margin = MARGIN if form == "logprobs" else 0.0
+    return "tie" if abs(score - 0.5) <= margin else "a" if score > 0.5 else "b"
