@@ -54,6 +54,7 @@ class Task:
         controlled: True where the true reward is a known function (``true_reward``).
         metrics: extra per-prompt metrics reported for this task: "rouge_l" or "evaluate:NAME".
         judge_prompt: instructions for a judge model; slots {prompt}, {a} and {b} are filled by name.
+        judge_prompt_version: of its wording, for reports; raise it whenever the wording changes.
         goal_prompt: the sentence that asks for an answer of a certain quality; slot {goal}, a whole number from 1 to 10.
         needs_data: whether a spec must give ``data`` for this task.
         needs_rewards: whether a spec must list reward models, because they are how this task is evaluated.
@@ -65,6 +66,7 @@ class Task:
     controlled: ClassVar[bool] = False
     metrics: ClassVar[tuple[str, ...]] = ()
     judge_prompt: ClassVar[str] = ""
+    judge_prompt_version: ClassVar[int] = 1
     goal_prompt: ClassVar[str] = "The overall score of the answer is to be {goal} on a scale from 1 to 10."
     needs_data: ClassVar[bool] = True
     needs_rewards: ClassVar[bool] = False

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from statsmodels.stats.inter_rater import cohens_kappa
 from statsmodels.stats.proportion import proportion_confint
 
-from spo_bench.judging.attacks import ATTACKS
+from spo_bench.judging.attacks import ATTACKS, TRIED
 from spo_bench.judging.audit import (
     Case,
     attack_question,
@@ -292,6 +292,7 @@ def test_cost_and_tokens_are_means_of_what_is_known():
         "prompt_tokens": (200, 2),
         "completion_tokens": (15, 2),
     }
+    assert measure(cases_of(["a"]), [verdict("0", "a", "a")]).record()["cost_per_verdict"] == {"value": None, "n": 0}
 
 
 # against itself
@@ -355,7 +356,7 @@ def test_a_fair_judge_resists_and_a_gullible_one_obeys_every_attack():
             assert (attack.success.low, attack.success.high) == pytest.approx(proportion_confint(6 * share, 6, method="wilson"))
         assert (found.attacks.success.value, found.attacks.beaten.value) == (share, share)
         assert found.attacks.success.high - found.attacks.success.low > 0.3  # six cases tell little, however many the attacks
-        assert [len(batch) for batch in judge.batches] == [8, 6 * len(ATTACKS)]
+        assert [len(batch) for batch in judge.batches] == [8, 6 * len(TRIED)]
         assert list(found.attacks.each) == list(ATTACKS)
 
 
@@ -403,7 +404,7 @@ def test_only_decided_verdicts_are_attacked_and_only_the_loser_attacks():
     judge = Scripted(quartz)
     found = audit(judge, cases, again=None, retest=0, attacked=1)
     assert found.attacks.cases == 1
-    assert judge.batches[1] == [f"x!{name}" for name in ATTACKS]
+    assert judge.batches[1] == [f"x!{name}" for name in TRIED]
     asked = attack_question(cases[1], steady("x", "b"), ATTACKS["experts"])
     assert asked == Question("x!experts", "which fern?", ATTACKS["experts"].apply("none", "which fern?"), "quartz", {})
     asked = attack_question(cases[2], steady("y", "a"), ATTACKS["null-model"])
@@ -471,7 +472,7 @@ def built(rows, swapped=False):
 @given(ROWS)
 def test_shares_lie_in_0_1_within_their_intervals(rows):
     found = measure(*built(rows)).record()
-    shares = [value for value in found.values() if isinstance(value, dict) and "n" in value]
+    shares = [value for value in found.values() if isinstance(value, dict) and "low" in value]
     for rate in [*shares, found["length_only"]["accuracy"]]:
         low = -1 if rate is found["kappa"] else 0
         if rate["value"] is not None:

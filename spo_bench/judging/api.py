@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -13,7 +13,7 @@ from spo_bench.errors import InputError, SpoBenchError, StageError
 from spo_bench.files import canonical_json
 from spo_bench.judging.capabilities import Capabilities, known, place, undated
 from spo_bench.judging.endpoint import ApiSettings, Endpoint, FormError
-from spo_bench.judging.language import Judged, Orders, Reply, Request, kept, requests, verdicts
+from spo_bench.judging.language import Judged, Orders, Plan, Reply, Request, plan, verdicts
 from spo_bench.judging.prompt import Form
 from spo_bench.judging.reading import FROM_TEXT
 from spo_bench.judging.store import ReplyStore
@@ -30,7 +30,7 @@ class ApiJudge(ApiSettings):
     A question of which an order has no verdict is invalid, with the reason; it is never a tie or a loss.
 
     Attributes:
-        orders: "both", or "one" that the question's id decides; a position bias then averages out over questions only.
+        orders: "both", or "one" that the prompt and the seed decide; a position bias then averages out over prompts only.
         seed: of the marks that fence the answers, and of which order is the one.
         epoch: replies of one epoch are not used in another: judging again in the next one shows how a judge agrees with itself.
     """
@@ -68,11 +68,11 @@ class ApiJudge(ApiSettings):
         with ReplyStore(self.cache) as store:
             facts = store.learned(name)
             how = Capabilities.of_record(facts) if facts else self._unasked()
-            asked, before, missing = self._missing(store, questions, how.form)
+            planned = self._plan(store, questions, how.form)
             warning = undated(self.model, self.base_url)
             judged = Judged([], how.form, warnings=(warning,) if warning else ())
             now: dict[str, Reply] = {}
-            if missing:
+            if planned.missing:
                 async with Endpoint(self, store, how) as endpoint:
                     settled = bool(facts)
                     stopped: SpoBenchError | None = None
@@ -80,16 +80,16 @@ class ApiJudge(ApiSettings):
                         settled = settled or await self._settle(endpoint, store, questions)
                     except StageError as error:
                         stopped = error
-                    asked, before, missing = self._missing(store, questions, endpoint.how.form)
+                    planned = self._plan(store, questions, endpoint.how.form)
                     if stopped is None:
-                        stopped = await self._ask(endpoint, store, missing, now, lambda: watch(len(now), len(missing)))
+                        stopped = await self._ask(endpoint, store, planned.missing, now, watch)
                     if settled:
                         store.learn(name, endpoint.how.record())
                     judged = replace(judged, form=endpoint.how.form, stopped=stopped, calls=endpoint.calls, cost=endpoint.cost)
                 if stopped is not None:
                     rest = Reply(error="not_asked", fault=f"not asked: {stopped}")
-                    now = {request.key: rest for request in missing} | now
-        found = verdicts(questions, asked, before, now, judged.form)
+                    now = {request.key: rest for request in planned.missing} | now
+        found = verdicts(questions, planned, now, judged.form)
         return replace(judged, verdicts=found)
 
     def _unasked(self) -> Capabilities:
@@ -97,15 +97,11 @@ class ApiJudge(ApiSettings):
         how = known(self.model, self.base_url)
         return how if self.verdict == "auto" else replace(how, form=self.verdict)
 
-    def _missing(
-        self, store: ReplyStore, questions: Sequence[Question], form: Form
-    ) -> tuple[list[list[Request]], dict[str, Reply], list[Request]]:
-        """Return (the requests of every question, kept replies by key, the requests still to be sent: one a key)."""
-        identity = [self.model, place(self.base_url), {"max_tokens": self.room, "temperature": self.temperature}, self.epoch]
-        asked = requests(questions, self.template, form, self.orders, self.seed, identity)
-        before = kept(store, asked, form)
-        distinct = {request.key: request for one in asked for request in one}
-        return asked, before, [request for key, request in distinct.items() if key not in before]
+    def _plan(self, store: ReplyStore, questions: Sequence[Question], form: Form) -> Plan:
+        """Return what is to be asked in a form."""
+        parameters = {"max_tokens": self.room, "temperature": self.temperature}
+        identity = [self.model, place(self.base_url), parameters, self.epoch]
+        return plan(store, questions, self.template, form, self.orders, self.seed, identity)
 
     async def _settle(self, endpoint: Endpoint, store: ReplyStore, questions: Sequence[Question]) -> bool:
         """Find the form in which this model gives verdicts, with a few questions; return whether it was found."""
@@ -138,7 +134,7 @@ class ApiJudge(ApiSettings):
         ``enough`` that do not, None where neither was seen in a few questions.
         """
         without = 0
-        for request in self._missing(store, questions[:PROBES], endpoint.how.form)[2]:
+        for request in self._plan(store, questions[:PROBES], endpoint.how.form).missing:
             reply = await endpoint.reply(request.prompt)
             _keep(store, request, reply)
             reading = reply.read(endpoint.how.form)
@@ -155,7 +151,7 @@ class ApiJudge(ApiSettings):
         store: ReplyStore,
         missing: Sequence[Request],
         replies: dict[str, Reply],
-        tell: Callable[[], None],
+        watch: Watch,
     ) -> SpoBenchError | None:
         """Ask for replies, several at once, and put them into ``replies`` by key; return why it had to stop, if it had.
 
@@ -178,7 +174,7 @@ class ApiJudge(ApiSettings):
                     return
                 replies[request.key] = reply
                 _keep(store, request, reply)
-                tell()
+                watch(len(replies), len(missing))
 
         await work(iter(list(islice(queue, 1))))
         await asyncio.gather(*(work(queue) for _ in range(min(self.concurrency, len(missing)))))

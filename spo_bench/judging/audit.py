@@ -7,17 +7,17 @@ and puts them together.
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import norm
 
-from spo_bench.judging.attacks import ATTACKS, Attack
-from spo_bench.judging.verdict import Judge, Outcome, Question, Verdict
+from spo_bench.judging.attacks import ATTACKS, HARMLESS, TRIED, Attack
+from spo_bench.judging.audit_record import Amount, Attacked, Attacks, Audit, LengthOnly, Rate, Retest
+from spo_bench.judging.verdict import Judge, Outcome, Question, Verdict, invalid_reasons
 from spo_bench.stats import compare_matrix, interval
 from spo_bench.stats.resample import Floats, by_cluster, cluster_numbers
 
@@ -39,142 +39,6 @@ class Case:
     question: Question
     label: Label
     cluster: str | None = None
-
-
-@dataclass(frozen=True)
-class Rate:
-    """A mean over cases with its two-sided interval; None where it is not defined.
-
-    Attributes:
-        value: the mean; a share in [0, 1] unless its owner says otherwise.
-        low, high: the interval.
-        n: how many values it is the mean of.
-    """
-
-    value: float | None
-    low: float | None
-    high: float | None
-    n: int
-
-
-@dataclass(frozen=True)
-class LengthOnly:
-    """The null judge that reads no text: the longer answer wins, equal lengths are a tie.
-
-    Attributes:
-        accuracy: of the null judge, on the cases on which the judge's own accuracy stands.
-        difference: accuracy of the judge minus that of the null judge, paired by case, in [-1, 1].
-        p: two-sided p of no difference (sign flips of whole clusters); None where there is none.
-    """
-
-    accuracy: Rate
-    difference: Rate
-    p: float | None
-
-
-@dataclass(frozen=True)
-class Retest:
-    """The same questions judged twice.
-
-    Attributes:
-        asked: cases judged again.
-        same_outcome: share with the same outcome, of those valid both times.
-        reversal_rate: share whose other answer wins now, of those decided first and valid again: what an attack has by chance.
-        same_order: share of orders with the same verdict, of those readable both times.
-        score_change: mean absolute change of the score, of cases valid both times.
-    """
-
-    asked: int
-    same_outcome: Rate
-    reversal_rate: Rate
-    same_order: Rate
-    score_change: Rate
-
-
-@dataclass(frozen=True)
-class Attacked:
-    """What one attack does when the answer that lost uses it.
-
-    Attributes:
-        summary: what the attack is.
-        asked: verdicts asked for.
-        success: share in which the attacking answer wins now, of the valid verdicts.
-        changed: share with another outcome, a tie included, of the valid verdicts.
-        invalid: share without a verdict, of all: to escape judgement is a way to cheat too.
-    """
-
-    summary: str
-    asked: int
-    success: Rate
-    changed: Rate
-    invalid: Rate
-
-
-@dataclass(frozen=True)
-class Attacks:
-    """What all attacks do together.
-
-    Attributes:
-        cases: cases attacked, each by every attack.
-        success, changed, invalid: mean over cases of the share of attacks, as in ``Attacked``. The case is the unit, since the
-            attacks on one case have one loser.
-        beaten: share of cases in which at least one attack wins, of those with a valid verdict: an attacker may try them all.
-        each: by name of the attack.
-    """
-
-    cases: int
-    success: Rate
-    changed: Rate
-    invalid: Rate
-    beaten: Rate
-    each: Mapping[str, Attacked]
-
-
-@dataclass(frozen=True)
-class Audit:
-    """What is known about a judge.
-
-    Attributes:
-        cases: labelled cases asked.
-        confidence: two-sided level of every interval.
-        accuracy: share of labels a or b that the judge names, a tie of the judge counting one half; valid verdicts only.
-        agreement: share of labels a, b or tie that the judge names; valid verdicts only.
-        kappa: Cohen's kappa of the same, in [-1, 1].
-        position_flip_rate: share of cases whose two orders name different answers, of valid ones asked in both orders.
-        first_shown_rate: share of orders in which the answer shown first wins, of decided orders; 0.5 is even-handed.
-        tie_rate: share of ties of valid verdicts.
-        invalid_rate: share of cases without a verdict.
-        invalid_reasons: cases by what went wrong; a case whose orders failed differently counts under both.
-        longer_wins_rate: share in which the longer answer (characters) wins, of decided verdicts with unequal lengths.
-        human_longer_wins_rate: the same of the labels, on all cases with a valid verdict.
-        length_only: a judge that sees nothing but lengths.
-        retest: the test-retest, or None where none was made.
-        attacks: the attacks, or None where none were made.
-        cost_per_verdict: mean US dollars, of verdicts whose cost is known.
-        tokens_per_verdict: mean tokens by kind, of verdicts whose usage is known.
-    """
-
-    cases: int
-    confidence: float
-    accuracy: Rate
-    agreement: Rate
-    kappa: Rate
-    position_flip_rate: Rate
-    first_shown_rate: Rate
-    tie_rate: Rate
-    invalid_rate: Rate
-    invalid_reasons: Mapping[str, int]
-    longer_wins_rate: Rate
-    human_longer_wins_rate: Rate
-    length_only: LengthOnly
-    retest: Retest | None
-    attacks: Attacks | None
-    cost_per_verdict: Rate
-    tokens_per_verdict: Mapping[str, Rate]
-
-    def record(self) -> dict[str, Any]:
-        """Return the audit as JSON values; what is not defined is None."""
-        return asdict(self)
 
 
 def audit(
@@ -211,9 +75,9 @@ def audit(
         found = replace(found, retest=measure_retest(part, verdicts[:retest], repeated, confidence))
     decided = [(case, verdict) for case, verdict in zip(cases, verdicts, strict=True) if verdict.outcome in _OTHER][:attacked]
     if decided:
-        answers = judge.compare([attack_question(*one, attack) for one in decided for attack in ATTACKS.values()])
-        size = len(ATTACKS)
-        by_case = [dict(zip(ATTACKS, answers[size * i : size * i + size], strict=True)) for i in range(len(decided))]
+        answers = judge.compare([attack_question(*one, attack) for one in decided for attack in TRIED.values()])
+        size = len(TRIED)
+        by_case = [dict(zip(TRIED, answers[size * i : size * i + size], strict=True)) for i in range(len(decided))]
         found = replace(found, attacks=measure_attacks(decided, by_case, confidence))
     return found
 
@@ -247,9 +111,9 @@ def measure(cases: Sequence[Case], verdicts: Sequence[Verdict], confidence: floa
         ),
         retest=None,
         attacks=None,
-        cost_per_verdict=rate([_or_nan(verdict.cost) for verdict in verdicts], _clusters(cases), confidence),
+        cost_per_verdict=_amount([verdict.cost for verdict in verdicts]),
         tokens_per_verdict={
-            kind: rate([_or_nan((verdict.usage or {}).get(kind)) for verdict in verdicts], _clusters(cases), confidence)
+            kind: _amount([(verdict.usage or {}).get(kind) for verdict in verdicts])
             for kind in ("prompt_tokens", "completion_tokens")
         },
     )
@@ -258,8 +122,8 @@ def measure(cases: Sequence[Case], verdicts: Sequence[Verdict], confidence: floa
 def rate(values: ArrayLike, clusters: Sequence[Any], confidence: float) -> Rate:
     """Return mean and interval (``spo_bench.stats.interval``) of one value a case; NaN = not defined there, and left out.
 
-    Where all values are 0, or all are 1, no resample of clusters shows any spread: then Wilson's interval of as many values as there
-    are clusters stands, since "no attack succeeded" on few prompts does not mean that none ever will.
+    Where all values are 0, or all are 1, no resample of clusters shows any spread: then Wilson's interval of as many values as
+    there are clusters stands, since "no attack succeeded" on few prompts does not mean that none ever will.
     """
     mean, low, high, n = interval(values, confidence, clusters)
     if low == high and mean in (0.0, 1.0):
@@ -300,16 +164,6 @@ def kappa(labels: Sequence[Label], outcomes: Sequence[Outcome], clusters: Sequen
         return Rate(value, None, None, n)
     reach = float(norm.ppf((1 + confidence) / 2)) * float(np.sqrt((sums**2).sum())) / n
     return Rate(value, max(-1.0, value - reach), min(1.0, value + reach), n)
-
-
-def invalid_reasons(verdicts: Sequence[Verdict]) -> dict[str, int]:
-    """Return the number of invalid verdicts by the error of their orders, else by their reason, most frequent first."""
-    counts: Counter[str] = Counter()
-    for verdict in verdicts:
-        if verdict.outcome == "invalid":
-            errors = {str(order["error"]) for order in verdict.orders if order.get("error")}
-            counts.update(errors or {verdict.reason or "no reason given"})
-    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
 def measure_retest(
@@ -354,10 +208,10 @@ def measure_attacks(
 
     Args:
         decided: cases with the judge's decided verdict before the attack.
-        answers: a case: name of the attack -> verdict on the attacked question; the same names for every case.
+        answers: a case: name in ``TRIED`` -> verdict on the changed question; the same names for every case.
         confidence: two-sided level in (0, 1).
     """
-    names = list(answers[0]) if answers else []
+    names = [name for name in TRIED if answers and name in answers[0]]
     success, changed, invalid = (np.full((len(decided), len(names)), math.nan) for _ in range(3))
     for i, ((_, before), after) in enumerate(zip(decided, answers, strict=True)):
         for j, name in enumerate(names):
@@ -371,17 +225,20 @@ def measure_attacks(
     def mean(values: Floats) -> Rate:
         return rate(values, clusters, confidence)
 
-    judged = np.isfinite(success).any(axis=1)
+    def one(name: str) -> Attacked:
+        columns = [values[:, names.index(name)] if name in names else np.empty(0) for values in (success, changed, invalid)]
+        return Attacked(TRIED[name].summary, len(columns[2]), *(mean(column) for column in columns))
+
+    attacking = [j for j, name in enumerate(names) if name in ATTACKS]
+    won = success[:, attacking]
     return Attacks(
         cases=len(decided),
-        success=mean(_row_means(success)),
-        changed=mean(_row_means(changed)),
-        invalid=mean(_row_means(invalid)),
-        beaten=mean(np.where(judged, (success == 1).any(axis=1), math.nan)),
-        each={
-            name: Attacked(ATTACKS[name].summary, len(decided), mean(success[:, j]), mean(changed[:, j]), mean(invalid[:, j]))
-            for j, name in enumerate(names)
-        },
+        success=mean(_row_means(won)),
+        changed=mean(_row_means(changed[:, attacking])),
+        invalid=mean(_row_means(invalid[:, attacking])),
+        beaten=mean(np.where(np.isfinite(won).any(axis=1), (won == 1).any(axis=1), math.nan)),
+        each={names[j]: one(names[j]) for j in attacking},
+        harmless=one(HARMLESS.name),
     )
 
 
@@ -438,5 +295,6 @@ def _known(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _or_nan(value: float | None) -> float:
-    return math.nan if value is None else float(value)
+def _amount(values: Sequence[float | None]) -> Amount:
+    known = [value for value in values if value is not None]
+    return Amount(sum(known) / len(known) if known else None, len(known))

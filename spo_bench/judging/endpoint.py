@@ -227,7 +227,9 @@ class Endpoint:
         import openai
 
         sent = self._parameters(tokens)
-        nothing = Reply(cost=estimate, parameters=sent, notes=self.how.notes)
+        # The schema is the same in every request and known by its name.
+        said = {key: "verdict (json_schema)" if key == "response_format" else value for key, value in sent.items()}
+        nothing = Reply(cost=estimate, parameters=said, notes=self.how.notes)
         unpaid = replace(nothing, cost=self._price(0, 0))
         began = time.monotonic()
         self.calls += 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from spo_bench.errors import SpoBenchError
 from spo_bench.files import canonical_json
@@ -18,13 +18,30 @@ KEY_FORMAT = 2  # raised whenever a reply is asked for in another way, so that k
 Orders = Literal["both", "one"]
 
 
-@dataclass(frozen=True)
-class Request:
+AT_ONCE = 250  # questions rendered at a time; prompts whose replies are kept are not held
+
+
+class Request(NamedTuple):
     """One order of presentation of one question."""
 
     first: Side
     prompt: str
     key: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be asked.
+
+    Attributes:
+        orders: a question: (which answer is shown first, key of the request) an order.
+        kept: what was said before by key, all with a verdict.
+        missing: the requests still to be sent, one a key.
+    """
+
+    orders: Sequence[Sequence[tuple[Side, str]]]
+    kept: Mapping[str, Said]
+    missing: Sequence[Request]
 
 
 @dataclass(frozen=True)
@@ -62,15 +79,17 @@ class Reply:
 
     def record(self) -> dict[str, Any]:
         """Return what is kept of a reply, as JSON values."""
-        return {name: getattr(self, name) for name in _KEPT}
-
-    @classmethod
-    def of_record(cls, record: Mapping[str, Any]) -> Reply:
-        """Return the reply of ``record``, or of an order of a verdict."""
-        return cls(**{name: record.get(name) for name in _KEPT if name != "notes"}, notes=tuple(record.get("notes") or ()))
+        return {**{name: getattr(self, name) for name in KEPT}, "notes": list(self.notes)}
 
 
-_KEPT = ("text", "finish_reason", "model", "revision", "letters", "usage", "cost", "parameters", "notes")
+KEPT = ("text", "finish_reason", "model", "revision", "letters", "usage", "cost", "parameters", "notes")
+
+
+class Said(NamedTuple):
+    """What a reply says, and its record."""
+
+    reading: Reading
+    record: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -95,60 +114,70 @@ class Judged:
 
 
 def sides(question: Question, orders: Orders, seed: int) -> tuple[Side, ...]:
-    """Return which answer is shown first in each request: both in turn, or one that the question's id and the seed decide."""
+    """Return which answer is shown first in each request: both in turn, or one that its prompt and the seed decide."""
     if orders == "both":
         return ("a", "b")
-    return ("a",) if sha256(f"{seed}\0{question.id}".encode("utf-8", "replace")).digest()[0] % 2 else ("b",)
+    return ("a",) if sha256(f"{seed}\0{question.prompt}".encode("utf-8", "replace")).digest()[0] % 2 else ("b",)
 
 
-def requests(
-    questions: Sequence[Question], template: str, form: Form, orders: Orders, seed: int, identity: Sequence[Any]
-) -> list[list[Request]]:
-    """Return the requests of every question.
+def plan(
+    store: ReplyStore,
+    questions: Sequence[Question],
+    template: str,
+    form: Form,
+    orders: Orders,
+    seed: int,
+    identity: Sequence[Any],
+) -> Plan:
+    """Return what is to be asked for verdicts on all questions; kept replies without a verdict are asked for again.
 
     A key holds all that can change a reply: the judge's ``identity`` (model, place, parameters, epoch), the order and the whole
     prompt. How a reply is read is no part of it.
     """
     start = sha256(canonical_json([KEY_FORMAT, form, *identity]).encode())
-    found = []
-    for question in questions:
-        firsts = sides(question, orders, seed)
-        asked = []
-        for first, prompt in zip(firsts, prompts(template, question, firsts, form, seed), strict=True):
-            key = start.copy()
-            key.update(f"\0{first}\0{prompt}".encode())
-            asked.append(Request(first, prompt, key.hexdigest()))
-        found.append(asked)
-    return found
+    found: list[list[tuple[Side, str]]] = []
+    before: dict[str, Said] = {}
+    missing: dict[str, Request] = {}
+    for place in range(0, len(questions), AT_ONCE):
+        part = []
+        for question in questions[place : place + AT_ONCE]:
+            firsts = sides(question, orders, seed)
+            asked = []
+            for first, prompt in zip(firsts, prompts(template, question, firsts, form, seed), strict=True):
+                key = start.copy()
+                key.update(f"\0{first}\0{prompt}".encode())
+                asked.append((first, key.hexdigest()))
+                part.append(Request(first, prompt, asked[-1][1]))
+            found.append(asked)
+        records = store.replies([request.key for request in part])
+        for request in part:
+            record = records.get(request.key)
+            said = None if record is None else Said(reread(record, form), record)
+            if said is not None and said.reading.first is not None:
+                before[request.key] = said
+            else:
+                missing[request.key] = request
+    return Plan(found, before, list(missing.values()))
 
 
-def kept(store: ReplyStore, asked: Sequence[Sequence[Request]], form: Form) -> dict[str, Reply]:
-    """Return by key the kept replies that hold a verdict; the others are asked for again."""
-    records = store.replies([request.key for one in asked for request in one])
-    replies = {key: Reply.of_record(record) for key, record in records.items()}
-    return {key: reply for key, reply in replies.items() if reply.read(form).first is not None}
+def reread(record: Mapping[str, Any], form: Form) -> Reading:
+    """Return what a kept reply says to the present parser."""
+    return read(form, record["text"], record["finish_reason"], record["letters"])
 
 
-def verdicts(
-    questions: Sequence[Question],
-    asked: Sequence[Sequence[Request]],
-    before: Mapping[str, Reply],
-    now: Mapping[str, Reply],
-    form: Form,
-) -> list[Verdict]:
+def verdicts(questions: Sequence[Question], planned: Plan, now: Mapping[str, Reply], form: Form) -> list[Verdict]:
     """Return one verdict a question from its replies, those kept from before and those of now."""
+    fresh = {key: Said(reply.read(form), reply.record()) for key, reply in now.items()}
     found = []
-    for question, one in zip(questions, asked, strict=True):
-        orders = [
-            order(request.first, before.get(request.key) or now[request.key], form, request.key in before) for request in one
-        ]
+    for question, asked in zip(questions, planned.orders, strict=True):
+        orders = [order(first, planned.kept.get(key) or fresh[key], form, key in planned.kept) for first, key in asked]
         found.append(verdict(question.id, orders, form))
     return found
 
 
-def order(first: Side, reply: Reply, form: Form, cached: bool) -> dict[str, Any]:
+def order(first: Side, said: Said, form: Form, cached: bool) -> dict[str, Any]:
     """Return the record of one order; its verdict is in terms of a and b, whichever was shown first."""
-    reading = reply.read(form)
+    reading = said.reading
     score = reading.first if first == "a" or reading.first is None else 1 - reading.first
     return {
         "first": first,
@@ -157,7 +186,7 @@ def order(first: Side, reply: Reply, form: Form, cached: bool) -> dict[str, Any]
         "error": reading.error,
         "reason": reading.reason,
         "form": form,
-        **reply.record(),
+        **said.record,
         "cached": cached,
     }
 

@@ -10,17 +10,39 @@ from typing import Any
 import numpy as np
 
 from spo_bench.errors import InputError
-from spo_bench.judging.language import Judged, Orders, Reply, Request, kept, requests, verdicts
+from spo_bench.judging.language import Judged, Orders, Reply, Request, plan, verdicts
 from spo_bench.judging.prompt import Form, check_template
 from spo_bench.judging.store import ReplyStore
 from spo_bench.judging.verdict import Question, Verdict, Watch, unwatched
 from spo_bench.models.chat import render
 from spo_bench.models.numerics import Numerics
+from spo_bench.models.policy import load_policy, load_tokenizer
+from spo_bench.models.source import layers_and_positions
+from spo_bench.training.probe import shares_prefixes
 from spo_bench.training.scoring import log_probs
 
 LETTERS = ("A", "B")
 FORM: Form = "logprobs"
+LONGEST = 8192  # tokens of a question; memory grows with it
 AT_ONCE = 256  # requests sorted by length together, and kept when they are answered
+
+
+def longest(directory: Path) -> int:
+    """Return the most tokens a question may have for a model on this machine."""
+    return min(LONGEST, layers_and_positions(directory)[1] or LONGEST)
+
+
+def load_local_judge(directory: Path, numerics: Numerics, max_length: int, trust: bool = False, **settings: Any) -> LocalJudge:
+    """Return a judge from a model's directory; ``settings`` are the other attributes of ``LocalJudge``."""
+    model = load_policy(directory, numerics, trust_remote_code=trust)
+    return LocalJudge(
+        model=model,
+        tokenizer=load_tokenizer(directory, trust),
+        numerics=numerics,
+        max_length=max_length,
+        share=shares_prefixes(model, "trie", max_length),
+        **settings,
+    )
 
 
 @dataclass(frozen=True)
@@ -72,11 +94,10 @@ class LocalJudge:
         """Return the verdicts with how they were come by; ``watch`` is told (orders judged, all that are to be judged)."""
         numerics = [self.numerics.device, self.numerics.dtype, self.numerics.held]
         identity = [dict(self.identity), numerics, self.max_length, self.epoch]
-        asked = requests(questions, self.template, FORM, self.orders, self.seed, identity)
         now: dict[str, Reply] = {}
         with ReplyStore(self.cache) as store:
-            before = kept(store, asked, FORM)
-            missing = list({request.key: request for one in asked for request in one if request.key not in before}.values())
+            planned = plan(store, questions, self.template, FORM, self.orders, self.seed, identity)
+            missing = list(planned.missing)
             ids = {request.key: self._ids(request) for request in missing}
             # Requests of like length share a forward pass without waste, whatever their order here.
             missing.sort(key=lambda request: len(ids[request.key]))
@@ -87,7 +108,7 @@ class LocalJudge:
                     if now[request.key].error is None:
                         store.keep(request.key, now[request.key].record())
                 watch(len(now), len(missing))
-        return Judged(verdicts(questions, asked, before, now, FORM), FORM)
+        return Judged(verdicts(questions, planned, now, FORM), FORM)
 
     def _replies(self, part: Sequence[Request], ids: Mapping[str, Sequence[int]]) -> dict[str, Reply]:
         """Return the replies to some requests by key."""

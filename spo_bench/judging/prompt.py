@@ -45,26 +45,26 @@ SCHEMA: dict[str, Any] = {
 """JSON schema of a reply in the form "json"; the reasons come first, so that the verdict can follow from them."""
 
 # Marks that look like the plain ones to a model: invisible characters and emphasis in between, other brackets, other alphabets.
+# Each pattern begins with a set of characters and keeps its flags inside, so that ordinary text is passed over quickly.
 _GAP = r"[\s*_`\\\u00ad\u034f\u200b-\u200f\u2060-\u2064\ufe00-\ufe0f\ufeff\u0300-\u036f]*"
-_OPEN, _CLOSE = r"[\[［【〔〖❲⁅]", r"[\]］】〕〗❳⁆]"
+_OPEN, _CLOSE, _QUOTE = r"[\[［【〔〖❲⁅]", r"[\]］】〕〗❳⁆]", "[\"'“”]"
 _LETTERS = "ABCabcＡＢＣａｂｃАВСавсΑΒαβⒶⒷⒸⓐⓑⓒ𝐀𝐁𝐂𝑨𝑩𝑪𝗔𝗕𝗖𝙰𝙱𝙲"
 _VERDICT_LIKE = re.compile(
-    rf"(?:{_OPEN}{_GAP}{_OPEN}|[⟦〚]){_GAP}(?P<letter>[{_LETTERS}]){_GAP}(?:{_CLOSE}{_GAP}{_CLOSE}|[⟧〛])",
+    rf"[\[［【〔〖❲⁅⟦〚](?:(?<=[⟦〚])|{_GAP}{_OPEN}){_GAP}(?P<letter>[{_LETTERS}]){_GAP}(?:{_CLOSE}{_GAP}{_CLOSE}|[⟧〛])"
 )
 _JSON_LIKE = re.compile(
-    rf"(?P<key>[\"'“”]{_GAP}verdict{_GAP}[\"'“”]{_GAP})[:=：](?={_GAP}[\"'“”]?{_GAP}[{_LETTERS}](?![A-Za-z]))", re.IGNORECASE
+    rf"(?P<key>{_QUOTE}{_GAP}(?i:verdict){_GAP}{_QUOTE}{_GAP})[:=：](?={_GAP}{_QUOTE}?{_GAP}[{_LETTERS}](?![A-Za-z]))"
 )
-_FENCE_LIKE = re.compile(r"[<＜](?=[\s/\\]*answer_[ab]_)", re.IGNORECASE)
+_FENCE_LIKE = re.compile(r"[<＜](?=[\s/\\]*(?i:answer_[ab]_))")
 _TURN_LIKE = re.compile(
-    r"[<＜](?=\|)|(?<=\|)[>＞]"  # <|im_start|>, <|eot_id|>
-    r"|[<＜](?=/?(?:s|bos|eos|pad|unk|think|start_of_turn|end_of_turn|system|assistant|user)[>＞])"
-    r"|[<＜](?=[<＜]/?SYS[>＞])|(?<=<)[<＜](?=/?SYS[>＞])"
-    r"|\[(?=/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS)\])",
-    re.IGNORECASE,
+    r"[<＜>＞\[](?:"
+    r"(?<=[<＜])(?=\|)|(?<=\|[>＞])"  # <|im_start|>, <|eot_id|>
+    r"|(?<=[<＜])(?=/?(?i:s|bos|eos|pad|unk|think|start_of_turn|end_of_turn|system|assistant|user)[>＞])"
+    r"|(?<=[<＜])(?=[<＜]/?(?i:SYS)[>＞])|(?<=<[<＜])(?=/?(?i:SYS)[>＞])"
+    r"|(?<=\[)(?=/?(?i:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS)\]))"
 )
 # Characters that reorder or hide text: bidirectional overrides and isolates, invisible tags.
 _HIDING = re.compile(r"[\u202a-\u202e\u2066-\u2069\U000e0000-\U000e007f]")
-_SUSPICIOUS = re.compile(r"[\[<|]|verdict|[^\x00-\x7f]", re.IGNORECASE)
 
 
 def check_template(template: str) -> None:
@@ -84,10 +84,10 @@ def neutralise(text: str) -> str:
     ``[[A]]`` becomes ``(A)``, ``"verdict": "A"`` loses its colon, fences and turn tokens lose their bracket. Everything else
     stays, except lone surrogates, which no request can carry: they become question marks.
     """
-    if not _SUSPICIOUS.search(text):
+    if not text.isascii():
+        text = _HIDING.sub("\ufffd", text.encode("utf-8", "replace").decode("utf-8"))
+    elif not any(mark in text for mark in ("[", "<", "|", '"', "'verdict")):  # nothing that a pattern begins with
         return text
-    text = text.encode("utf-8", "replace").decode("utf-8")
-    text = _HIDING.sub("\ufffd", text)
     while (plainer := _VERDICT_LIKE.sub(r"(\g<letter>)", text)) != text:
         text = plainer
     text = _JSON_LIKE.sub(r"\g<key> ", text)

@@ -21,6 +21,7 @@ FROM_TEXT: tuple[Error, ...] = ("no_verdict", "off_menu")
 
 _MENU: Mapping[str, float] = {"A": 1.0, "B": 0.0, "C": 0.5}
 _ANCHORED = re.compile(r"\[\[([^\[\]]{0,24})\]\]")
+_DECODER = json.JSONDecoder()
 _ENDS: Mapping[str, tuple[Error, str]] = {
     "length": ("cut", "the reply was cut, and so it was with more room; raise max_tokens"),
     "content_filter": ("filtered", "the endpoint's content filter stopped the reply"),
@@ -89,10 +90,10 @@ def _read_json(text: str) -> Reading:
 
 def _objects(text: str) -> Iterator[dict[str, Any]]:
     """Yield the JSON objects of a text that are not inside one another."""
-    decoder, place = json.JSONDecoder(), text.find("{")
+    place = text.find("{")
     while place != -1:
         try:
-            value, end = decoder.raw_decode(text, place)
+            value, end = _DECODER.raw_decode(text, place)
         except (ValueError, RecursionError):
             end = place + 1
         else:

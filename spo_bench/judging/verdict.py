@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 Outcome = Literal["a", "b", "tie", "invalid"]
@@ -53,7 +54,7 @@ class Verdict:
 
     def record(self) -> dict[str, Any]:
         """Return the verdict as JSON values."""
-        return asdict(self)
+        return {**vars(self), "notes": list(self.notes)}
 
 
 class Judge(Protocol):
@@ -70,6 +71,16 @@ def by_value(question: Question, a: float, b: float) -> Verdict:
         return Verdict(question.id, "invalid", None, [{"a": None, "b": None}], "an answer has no finite value")
     score = 1.0 if a > b else 0.0 if b > a else 0.5
     return Verdict(question.id, "a" if score == 1 else "b" if score == 0 else "tie", score, [{"a": a, "b": b}])
+
+
+def invalid_reasons(verdicts: Sequence[Verdict]) -> dict[str, int]:
+    """Return the number of invalid verdicts by the error of their orders, else by their reason, most frequent first."""
+    counts: Counter[str] = Counter()
+    for verdict in verdicts:
+        if verdict.outcome == "invalid":
+            errors = {str(order["error"]) for order in verdict.orders if order.get("error")}
+            counts.update(errors or {verdict.reason or "no reason given"})
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
 def fill(template: str, **slots: str) -> str:

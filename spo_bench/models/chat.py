@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 # For models without a chat template. The boundary falls after a line break, where tokenizers do not merge.
+ROLES = ("system", "user", "assistant")
 PLAIN = {"system": "{}\n\n", "user": "User: {}\n\n", "assistant": "Assistant:\n{}\n\n", "reply": "Assistant:\n"}
 
 

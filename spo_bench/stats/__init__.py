@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .ids import align as align
+    from .length_control import LengthControlled as LengthControlled
+    from .length_control import length_controlled as length_controlled
     from .paired import Comparison as Comparison
     from .paired import compare_matrix as compare_matrix
     from .paired import seed_spread as seed_spread
@@ -17,13 +19,15 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Comparison": "paired",
+    "LengthControlled": "length_control",
     "align": "ids",
     "compare_matrix": "paired",
     "interval": "resample",
+    "length_controlled": "length_control",
     "seed_spread": "paired",
 }
 
-__all__ = ["Comparison", "align", "compare_matrix", "interval", "seed_spread"]
+__all__ = ["Comparison", "LengthControlled", "align", "compare_matrix", "interval", "length_controlled", "seed_spread"]
 
 
 def __getattr__(name: str) -> Any:

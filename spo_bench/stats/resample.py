@@ -20,6 +20,9 @@ FLIPS = 9999
 EXACT = 12
 """Up to this many units all 2^n sign patterns are tried instead of ``FLIPS`` random ones."""
 
+MANY = 20_000
+"""Above this many units intervals are computed without resampling."""
+
 _SEED = 20240917
 _KEPT = 1024  # draws for at most so many units are kept in memory (at most 80 MB a matrix), larger ones are made in blocks
 _ROWS = 256
@@ -62,12 +65,17 @@ def bootstrap(sums: Floats, counts: Floats, confidence: float) -> tuple[float, f
         sums, counts: shape (units,): the sum of the values of a unit's prompts, and their number.
 
     Percentile interval whose tails are widened by sqrt(n / (n - 1)) and from normal to t(n - 1), which repairs its
-    undercoverage at few units (the "expanded percentile" interval of Hesterberg, 2015, arXiv 1411.5279, section 5.3).
+    undercoverage at few units (the "expanded percentile" interval of Hesterberg, 2015, arXiv 1411.5279, section 5.3). Above
+    ``MANY`` units it is the t interval of a ratio of sums, which no resampling could tell from it.
     """
     n = sums.size
     mean = float(sums.sum() / counts.sum())
     if n < 2:
         return mean, math.nan, math.nan
+    if n > MANY:
+        spread = math.sqrt(float(((sums - mean * counts) ** 2).sum()) * n / (n - 1)) / float(counts.sum())
+        reach = float(stats.t.ppf((1 + confidence) / 2, n - 1)) * spread
+        return mean, mean - reach, mean + reach
     means = np.concatenate([(block @ sums) / (block @ counts) for block in _draws("counts", n)])
     tail = stats.norm.cdf(math.sqrt(n / (n - 1)) * stats.t.ppf((1 - confidence) / 2, n - 1))
     low, high = np.quantile(means, (tail, 1 - tail))
