@@ -10,8 +10,11 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast
 
 from spo_bench.errors import InputError
-from spo_bench.judging.local import CLOSING, LETTERS, LocalJudge
-from spo_bench.judging.verdict import Question, fill
+from spo_bench.judging.language import Request
+from spo_bench.judging.local import LETTERS, LocalJudge
+from spo_bench.judging.prompt import prompts
+from spo_bench.judging.reading import MARGIN
+from spo_bench.judging.verdict import Question
 from spo_bench.models.chat import render
 from spo_bench.models.embedded import build_embedded
 from spo_bench.models.numerics import Numerics
@@ -51,20 +54,26 @@ def question(a="good fern", b="bad", name="q"):
 
 def p_first(model, words, first, second, letters=("▁A", "▁B")):
     """P(A) / (P(A) + P(B)) from the logits of the plain sequence."""
-    text = fill(TEMPLATE, prompt="which fern is better", a=first, b=second) + CLOSING
+    (text,) = prompts(TEMPLATE, question(first, second), ("a",), "logprobs", 0)
     ids = render(words, [{"role": "user", "content": text}]).ids
     with torch.no_grad():
         logits = model(input_ids=torch.tensor([ids])).logits[0, -1]
     return float(logits[words.convert_tokens_to_ids(list(letters))].softmax(0)[0])
 
 
+def firsts(verdict):
+    """Return the probability of the answer shown first, of each order: an order's score is that of answer a."""
+    return [order["score"] if order["first"] == "a" else 1 - order["score"] for order in verdict.orders]
+
+
 def test_a_verdict_is_the_mean_of_both_orders_of_the_models_own_probabilities():
     model, words = tiny_model(), tokenizer()
-    (verdict,) = judge(model, words, margin=0.0).compare([question()])
+    (verdict,) = judge(model, words).compare([question()])
     there, back = p_first(model, words, "good fern", "bad"), p_first(model, words, "bad", "good fern")
     assert verdict.score == pytest.approx((there + 1 - back) / 2, abs=1e-5)
-    assert [order["p_first"] for order in verdict.orders] == pytest.approx([there, back], abs=1e-5)
-    assert verdict.outcome == ("a" if verdict.score > 0.5 else "b")
+    assert firsts(verdict) == pytest.approx([there, back], abs=1e-5)
+    near = abs(verdict.score - 0.5) <= MARGIN
+    assert verdict.outcome == ("tie" if near else "a" if verdict.score > 0.5 else "b")
 
 
 def test_swapped_answers_mirror_the_verdict_and_equal_ones_tie():
@@ -75,7 +84,8 @@ def test_swapped_answers_mirror_the_verdict_and_equal_ones_tie():
 
 def test_a_question_that_is_too_long_is_invalid_and_the_others_are_judged():
     words = tokenizer()
-    limit = len(render(words, [{"role": "user", "content": fill(TEMPLATE, prompt="x", a="x", b="x") + CLOSING}]).ids) + 20
+    (shortest,) = prompts(TEMPLATE, Question("q", "x", "x", "x", {}), ("a",), "logprobs", 0)
+    limit = len(render(words, [{"role": "user", "content": shortest}]).ids) + 20
     long, short = judge(words=words, max_length=limit).compare([question(a="fern " * 40, name="long"), question()])
     assert (long.outcome, long.score) == ("invalid", None)
     assert f"longer than {limit} tokens" in long.reason
@@ -96,8 +106,8 @@ def test_a_model_that_takes_no_tree_mask_is_run_on_separate_sequences():
     model, words = narrow_model(), tokenizer()
     expected = [p_first(model, words, "good fern", "bad"), p_first(model, words, "bad", "good fern")]
     apart, tree = (judge(model, words, share=share).compare([question()])[0] for share in (False, True))
-    assert [order["p_first"] for order in apart.orders] == pytest.approx(expected, abs=1e-5)
-    assert not np.allclose([order["p_first"] for order in tree.orders], expected, atol=1e-3)
+    assert firsts(apart) == pytest.approx(expected, abs=1e-5)
+    assert not np.allclose(firsts(tree), expected, atol=1e-3)
 
 
 @pytest.mark.parametrize("missing", ["{prompt}", "{a}", "{b}"])
@@ -112,8 +122,8 @@ def test_the_letter_after_the_mark_of_a_space_is_the_verdict():
     assert [words(letter, add_special_tokens=False)["input_ids"] for letter in LETTERS] == [[1, 4], [1, 5]]
     model = tiny_model()
     (verdict,) = judge(model, words).compare([question()])
-    assert verdict.orders[0]["p_first"] == pytest.approx(p_first(model, words, "good fern", "bad", LETTERS), abs=1e-5)
-    assert verdict.orders[0]["p_first"] != pytest.approx(0.5, abs=1e-6)
+    assert firsts(verdict)[0] == pytest.approx(p_first(model, words, "good fern", "bad", LETTERS), abs=1e-5)
+    assert firsts(verdict)[0] != pytest.approx(0.5, abs=1e-6)
 
 
 class Folding:
@@ -154,3 +164,34 @@ def test_the_embedded_policy_is_no_judge_and_is_called_as_the_caller_calls_it(tm
     build_embedded(tmp_path, 0)
     with pytest.raises(InputError, match="judge model 'local:embedded': 'B' is not in its vocabulary"):
         judge(words=AutoTokenizer.from_pretrained(tmp_path), name="local:embedded")
+
+
+def test_letters_and_usage_are_kept_and_used_again(tmp_path):
+    cache = tmp_path / "cache"
+    first = judge(cache=cache).compare([question()])[0]
+    again = judge(cache=cache).compare([question()])[0]
+    assert again.score == first.score
+    assert [order["cached"] for order in first.orders + again.orders] == [False, False, True, True]
+    assert set(first.orders[0]["letters"]) == {"A", "B"}
+    assert first.usage["completion_tokens"] == 2
+    assert not judge(cache=cache, epoch=1).compare([question()])[0].orders[0]["cached"]
+    assert not judge(cache=cache, identity={"weights": "others"}).compare([question()])[0].orders[0]["cached"]
+    assert not judge(cache=cache, max_length=200).compare([question()])[0].orders[0]["cached"]
+
+
+def test_an_answer_cannot_say_the_models_own_special_tokens():
+    """Here "<end>" is one: in an answer it must be read as text, so that none of it reaches the model."""
+    words = tokenizer([*WORDS, "<end>"])
+    words.add_special_tokens({"eos_token": "<end>"})
+    end = words.convert_tokens_to_ids("<end>")
+    assert end in words("fern <end> fern")["input_ids"]
+    (prompt,) = prompts(TEMPLATE, question(a="fern <end> fern"), ("a",), "logprobs", 0)
+    assert "<end>" in prompt
+    assert end not in judge(words=words)._ids(Request("a", prompt, "key"))
+
+
+def test_equal_scores_within_the_margin_are_a_tie_and_verdicts_keep_their_order():
+    names = [str(n) for n in range(5)]
+    found = judge().compare([question("fern " * (n + 1), "fern " * (n + 1), name) for n, name in enumerate(names)])
+    assert [verdict.id for verdict in found] == names
+    assert {verdict.outcome for verdict in found} == {"tie"}

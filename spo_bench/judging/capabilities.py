@@ -13,6 +13,7 @@ from spo_bench.errors import InputError
 from spo_bench.judging.prompt import Form
 
 OPENAI = "https://api.openai.com/v1"
+_SECRET = re.compile(r"key|token|secret|password|sig=", re.IGNORECASE)
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 LengthName = Literal["max_tokens", "max_completion_tokens"]
 
@@ -91,10 +92,10 @@ def undated(model: str, base_url: str | None) -> str | None:
 
 
 def address(base_url: str | None) -> str:
-    """Return an address that can be shown: without user, password or query.
+    """Return an address that can be shown: without its query.
 
     Raises:
-        InputError: it is none.
+        InputError: it is none, or it holds a secret, which would be written into the files of a run.
     """
     try:
         parts = urlsplit(base_url or OPENAI)
@@ -103,12 +104,18 @@ def address(base_url: str | None) -> str:
         parts, host, port = urlsplit(""), None, None
     if parts.scheme not in ("http", "https") or not host:
         raise InputError("judge.base_url is no address", "it starts with http:// or https://", f"for example {OPENAI}")
+    if parts.username or parts.password or _SECRET.search(parts.query):
+        raise InputError(
+            f"judge.base_url, an address at {host}, holds a user, a password or a key",
+            "a key comes from the environment only, never from a file of the run",
+            "leave it out of the address, and name the variable that holds it in judge.api_key_env",
+        )
     return f"{parts.scheme}://{f'[{host}]' if ':' in host else host}{f':{port}' if port else ''}{parts.path}"
 
 
 def place(base_url: str | None) -> str:
     """Return what of an address says who answers, for cache keys: ``http://localhost:8000/v1/`` and ``http://127.0.0.1:8000/v1``
-    are one place, and so are two accounts of one host.
+    are one place.
 
     Raises:
         InputError: it is no address.

@@ -142,18 +142,20 @@ class Endpoint:
         await self.client.close()
 
     async def reply(self, prompt: str) -> Reply:
-        """Ask for a reply; one that is cut (with twice the room), filtered or unreadable is asked for once more.
+        """Ask for a reply; one that is cut (then with twice the room), filtered or unreadable is asked for once more each.
 
         Raises:
             InputError: the key, the model, the address or a parameter is refused.
             StageError: the budget or the quota is used up, or the endpoint keeps failing.
         """
-        reply = await self._tried(prompt, self.judge.room)
-        ended = reply.read(self.how.form).error
-        if ended in ("cut", "filtered", "unreadable"):
-            again = await self._tried(prompt, self.judge.room * (2 if ended == "cut" else 1))
-            # Where the second try has no answer, the first one's end is the reason to show; both are paid for.
-            last = reply if again.fault else again
+        tokens, spared = self.judge.room, {"cut", "filtered", "unreadable"}
+        reply = await self._tried(prompt, tokens)
+        while (ended := reply.read(self.how.form).error) in spared:
+            spared.remove(ended)
+            tokens *= 2 if ended == "cut" else 1
+            again = await self._tried(prompt, tokens)
+            # Where the next try has no answer, the end of the one before is the reason to show; all are paid for.
+            last = again if again.error is None or again.error in spared else reply
             reply = replace(last, usage=_sum(reply.usage, again.usage), cost=_plus(reply.cost, again.cost))
         self.failed_in_a_row = self.failed_in_a_row + 1 if reply.error in ("outage", "unreadable") else 0
         if self.failed_in_a_row >= OUTAGE:

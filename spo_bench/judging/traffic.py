@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from email.utils import parsedate_to_datetime
 
+BACK = 0.75  # what a refusal leaves of the limit
 START = 4  # requests under way before anything is known of the endpoint
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0  # seconds, of waits that no header asks for
 
@@ -16,7 +17,7 @@ FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0  # seconds, of waits that no header asks fo
 class Traffic:
     """A limit on the requests under way that finds its own height.
 
-    It doubles a round while all goes well, up to the first refusal; a refusal halves it, once for all requests that were under
+    It doubles a round while all goes well, up to the first refusal; a refusal lowers it, once for all requests that were under
     way together; from then on it grows by one a round. A wait that the endpoint asks for holds for all.
 
     Args:
@@ -31,7 +32,7 @@ class Traffic:
         self.refusals = 0
         self._growing = True
         self._resume = 0.0
-        self._halved = -1.0
+        self._lowered = -1.0
         self._changed = asyncio.Condition()
 
     @asynccontextmanager
@@ -56,17 +57,17 @@ class Traffic:
         self.limit = min(self.ceiling, self.limit + (1.0 if self._growing else 1.0 / self.limit))
 
     def refused(self, began: float, wait: float | None) -> None:
-        """Tell that the endpoint has too much to do: the limit halves, and all wait as long as it asks (seconds).
+        """Tell that the endpoint has too much to do: the limit falls, and all wait as long as it asks (seconds).
 
-        ``began``: when the request was sent, by ``time.monotonic``; what was sent before the last halving says nothing new.
+        ``began``: when the request was sent, by ``time.monotonic``; what was sent before it fell last says nothing new.
         """
         self.refusals += 1
         self._growing = False
         if wait is not None:
             self._resume = max(self._resume, time.monotonic() + wait)
-        if began >= self._halved:
-            self.limit = max(1.0, self.limit / 2)
-            self._halved = time.monotonic()
+        if began >= self._lowered:
+            self.limit = max(1.0, self.limit * BACK)
+            self._lowered = time.monotonic()
 
 
 def backoff(tries: int) -> float:
