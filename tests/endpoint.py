@@ -135,11 +135,11 @@ def plain(body: dict[str, Any], number: int) -> Answer:
 
 
 FAULTS: dict[str, tuple[int, Answer]] = {  # at the first sight of a body: per cent of all bodies
-    "busy": (10, replace(refusal(429, "slow down"), headers={"retry-after-ms": "150"})),
-    "busy for a second": (2, replace(refusal(429, "slow down"), headers={"retry-after": "1"})),
-    "broken": (10, refusal(500, "the server had an error")),
+    "busy": (11, replace(refusal(429, "slow down"), headers={"retry-after-ms": "150"})),
+    "busy for a second": (1, replace(refusal(429, "slow down"), headers={"retry-after": "1"})),
+    "broken": (12, refusal(500, "the server had an error")),
     "slow": (8, Answer(delay=0.3)),
-    "hanging": (3, Answer(delay=600.0)),
+    "hanging": (1, Answer(delay=600.0)),
     "no json": (5, Answer(body=b'{"id": "x", "choices": [{"index": 0, "mess')),
     "html": (5, Answer(body=b"<html><body>Bad gateway</body></html>", headers={"content-type": "text/html"})),
     "reset": (7, Answer(reset=True)),

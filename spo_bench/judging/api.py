@@ -12,10 +12,11 @@ from typing import Any, TypeVar
 from spo_bench.errors import InputError, SpoBenchError, StageError
 from spo_bench.files import canonical_json
 from spo_bench.judging.capabilities import Capabilities, known, place, undated
-from spo_bench.judging.endpoint import ApiSettings, Endpoint, FormError
+from spo_bench.judging.endpoint import Endpoint, FormError
 from spo_bench.judging.language import Judged, Orders, Plan, Reply, Request, plan, verdicts
 from spo_bench.judging.prompt import Form
 from spo_bench.judging.reading import FROM_TEXT
+from spo_bench.judging.settings import ApiSettings
 from spo_bench.judging.store import ReplyStore
 from spo_bench.judging.verdict import Question, Verdict, Watch, unwatched
 
@@ -192,9 +193,16 @@ def _keep(store: ReplyStore, request: Request, reply: Reply) -> None:
 
 def _run(work: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine to its end, also from a notebook, whose thread already runs a loop."""
+    done: list[T] = []
+
+    async def hold() -> None:  # asyncio's signal handling prints the finished task: its result must not be 100,000 verdicts
+        done.append(await work)
+
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        return asyncio.run(work)
-    with ThreadPoolExecutor(1) as thread:
-        return thread.submit(asyncio.run, work).result()
+        asyncio.run(hold())
+    else:
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(asyncio.run, hold()).result()
+    return done[0]

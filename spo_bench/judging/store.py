@@ -48,6 +48,7 @@ class ReplyStore:
             self._db = sqlite3.connect(path or ":memory:", timeout=60, isolation_level=None)  # every statement commits
             self._write_ahead()
             self._db.executescript(_TABLES)
+            self._opened: set[str] = set()  # purses that are there
         except (OSError, sqlite3.Error) as error:
             raise InputError(
                 f"judge cache {path}: {error}",
@@ -93,7 +94,9 @@ class ReplyStore:
 
         What is reserved and never settled stays spent: a request that was cut off may have been billed.
         """
-        self._db.execute("INSERT OR IGNORE INTO purses VALUES (?, 0, 0)", (purse,))
+        if purse not in self._opened:
+            self._db.execute("INSERT OR IGNORE INTO purses VALUES (?, 0, 0)", (purse,))
+            self._opened.add(purse)
         taken = self._db.execute(
             "UPDATE purses SET dollars = dollars + ?, calls = calls + 1 WHERE name = ? AND dollars + ? <= ? AND calls < ?",
             (dollars, purse, dollars, inf if max_dollars is None else max_dollars, inf if max_calls is None else max_calls),
