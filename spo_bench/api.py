@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 import time
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from spo_bench.engine.collect import SCHEMA_VERSION, cell_record, write_cell
+from spo_bench.engine.collect import SCHEMA_VERSION, cell_record, judge_audits, write_cell
 from spo_bench.engine.local import Watcher, run_stages, unique_in_order
 from spo_bench.errors import InputError, Interrupted
 from spo_bench.files import read_json, write_json, write_jsonl
+from spo_bench.judging.store import FILE, spent_from
 from spo_bench.matrix.cells import Cell, expand
 from spo_bench.matrix.evaluation import Place
 from spo_bench.matrix.load import load_spec
@@ -88,11 +90,25 @@ def choose_device(wanted: str) -> str:
     )
 
 
-def cells_of(spec: Spec, store: Path, device: str, offline: bool = False, tasks_dirs: Sequence[str] = ()) -> list[Cell]:
-    """Return the cells of a spec as they would run here."""
+def cells_of(
+    spec: Spec, store: Path, device: str, offline: bool = False, tasks_dirs: Sequence[str] = (), purse: str = ""
+) -> list[Cell]:
+    """Return the cells of a spec as they would run here; what a judge costs counts together under the name ``purse``."""
     if offline:  # before anything imports a hub client, which reads these once
         os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
-    return expand(spec, Place(choose_device(device), HashCache(store), offline, tuple(tasks_dirs)))
+    return expand(spec, Place(choose_device(device), HashCache(store), offline, tuple(tasks_dirs), purse))
+
+
+def purse_of(out: Path) -> str | None:
+    """Return the name under which the run in a directory pays its judge; None where no run is there yet.
+
+    A new run of a spec begins with an empty purse, also in the place of one that was deleted; a run that goes on has its old
+    one, also where it was moved.
+    """
+    try:
+        return str(read_json(out / "run.json")["purse"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def run(
@@ -128,17 +144,21 @@ def run(
     loaded = load_spec(spec, tasks_dirs=tasks_dirs)
     target = Path(out or Path("results") / loaded.name)
     artifacts = Store(Path(store) if store else default_store())
-    cells = cells_of(loaded, artifacts.root, device, offline, tasks_dirs)
+    purse = purse_of(target) or uuid.uuid4().hex
+    cells = cells_of(loaded, artifacts.root, device, offline, tasks_dirs, purse)
 
     for name, place in (("out", target), ("store", artifacts.root)):
         check_writable(name, place)
     check_judge_key(loaded)
 
     wanted = [stage for cell in cells for stage in cell.stages.values()]
+    for stage in unique_in_order(wanted):
+        if artifacts.to_retry(stage.kind, stage.key):  # its valid verdicts are kept as replies, so only the others are asked for
+            artifacts.remove(stage.kind, stage.key)
     missing = [stage for stage in unique_in_order(wanted) if not stage.done(artifacts)]
     with watch(cells, missing) as watcher:
         failures = _data(cells, artifacts, watcher)
-        return _rest(loaded, target, cells, artifacts, failures, jobs, watcher, len(missing), started)
+        return _rest(loaded, target, cells, artifacts, failures, jobs, watcher, len(missing), started, purse)
 
 
 def _data(cells: Sequence[Cell], store: Store, watcher: Watcher) -> dict[str, str]:
@@ -164,6 +184,7 @@ def _rest(
     watcher: Watcher,
     made: int,
     started: float,
+    purse: str,
 ) -> Finished:
     """Make everything else and the report; the run's directory says how it stands."""
     record = {
@@ -171,6 +192,7 @@ def _rest(
         "spec": spec.model_dump(mode="json"),
         "status": "running",
         "provenance": provenance(),
+        "purse": purse,
     }
     record |= {"started": _clock(started), "finished": None, "seconds": None, "store": str(store.root), "audits": {}}
     target.mkdir(parents=True, exist_ok=True)
@@ -206,7 +228,7 @@ def check_judge_key(spec: Spec) -> None:
         InputError: the environment has no key for an endpoint that needs one.
     """
     if spec.judge is not None and spec.judge.backend == "openai":
-        from spo_bench.judging.api_endpoint import key_in_environment
+        from spo_bench.judging.capabilities import key_in_environment
 
         key_in_environment(spec.judge.api_key_env, spec.judge.base_url)
 
@@ -233,9 +255,10 @@ def _finish(
     finished = time.time()
     status = "failed" if failed else "done"
     record = {**record, "status": status, "finished": _clock(finished), "seconds": finished - started}
-    write_json(
-        target / "run.json", {**record, "audits": {name: read_json(path) for name, path in audits.items() if path.is_file()}}
-    )
+    found = {name: read_json(path) for name, path in audits.items() if path.is_file()}
+    spent = asdict(spent_from(store.root / FILE, record["purse"]))
+    judging = {"judge_audits": judge_audits(cells, store), "judge_spent": spent}
+    write_json(target / "run.json", {**record, "audits": found, **judging})
     write_report(target)
     return Finished(target, len(cells), failed, made, finished - started)
 

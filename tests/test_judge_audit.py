@@ -198,7 +198,7 @@ def test_a_judge_of_positions_flips_always_and_is_never_right():
     assert found.first_shown_rate.n == 16
     assert found.accuracy.value == 0.5
     assert found.longer_wins_rate.value is None
-    assert found.attacks is None  # no answer has lost
+    assert (found.attacks.cases, found.attacks.success.value, found.attacks.changed.value) == (3, 0, 0)  # it reads nothing
 
 
 def test_a_fair_judge_is_right_and_knows_no_position():
@@ -399,12 +399,16 @@ def test_to_escape_judgement_is_counted_apart():
     assert (found.success.value, found.beaten.value) == (0, 0)
 
 
-def test_only_decided_verdicts_are_attacked_and_only_the_loser_attacks():
+def test_decided_verdicts_are_attacked_before_ties_and_by_the_answer_that_had_not_won():
     cases = [case("tie", "a", "quartz", "quartz"), case("x", "b", "none", "quartz"), case("y", "a", "quartz", "none")]
     judge = Scripted(quartz)
     found = audit(judge, cases, again=None, retest=0, attacked=1)
     assert found.attacks.cases == 1
     assert judge.batches[1] == [f"x!{name}" for name in TRIED]
+    judge = Scripted(quartz)
+    audit(judge, cases, again=None, retest=0, attacked=3)
+    assert judge.batches[1] == [f"{name}!{attack}" for name in ("x", "y", "tie") for attack in TRIED]
+    assert attack_question(cases[0], steady("tie", "tie"), ATTACKS["experts"]).a == "quartz"
     asked = attack_question(cases[1], steady("x", "b"), ATTACKS["experts"])
     assert asked == Question("x!experts", "which fern?", ATTACKS["experts"].apply("none", "which fern?"), "quartz", {})
     asked = attack_question(cases[2], steady("y", "a"), ATTACKS["null-model"])

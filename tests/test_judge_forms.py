@@ -14,7 +14,8 @@ from judge_setup import judge, question
 from spo_bench.errors import InputError, StageError
 from spo_bench.judging.capabilities import Capabilities, address, known, place, room, undated
 from spo_bench.judging.prompt import SCHEMA
-from spo_bench.judging.records import read_again, summary, verdict_record
+from spo_bench.judging.records import read_again, summary
+from spo_bench.judging.verdict import verdict_record
 
 QUESTIONS = [question(str(number), *(("good", "bad") if number % 2 else ("bad", "good"))) for number in range(6)]
 WINNERS = ["b", "a"] * 3

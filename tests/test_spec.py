@@ -111,14 +111,17 @@ def test_no_source_is_quick_and_quick_is_the_embedded_matrix():
     assert len(spec.seeds) >= 2
 
 
-def test_a_judge_that_is_no_endpoint_is_written_without_the_keys_of_one():
-    for judge in ("gold", {"backend": "reward", "model": "trained"}, {"backend": "local", "model": "org/judge"}):
+def test_a_judge_is_written_with_the_keys_of_its_backend():
+    same, texts = {"backend", "model"}, {"orders", "max_invalid"}
+    judges = {"gold": same, "reward:trained": same | {"audit"}, "local:org/judge": same | texts | {"audit"}}
+    for judge, keys in judges.items():
         spec = load_spec({**MAPPING, "judge": judge})
         written = spec.model_dump(mode="json")
-        assert set(written["judge"]) == {"backend", "model"}
+        assert set(written["judge"]) == keys
         assert load_spec(written) == spec
-    endpoint = load_spec({**MAPPING, "judge": {"backend": "openai", "model": "m"}})
-    assert {"base_url", "max_cost", "price_input", "temperature"} <= set(endpoint.model_dump(mode="json")["judge"])
+    endpoint = load_spec({**MAPPING, "judge": {"backend": "openai", "model": "m"}}).model_dump(mode="json")["judge"]
+    assert {"base_url", "max_cost", "price_input", "temperature", "verdict", "max_calls", "audit"} | texts <= set(endpoint)
+    assert (endpoint["max_tokens"], endpoint["temperature"], endpoint["concurrency"]) == (None, None, 32)
 
 
 def test_a_judge_with_a_limit_has_prices_and_another_judge_replaces_it():
@@ -261,6 +264,11 @@ FAULTS = [
     (
         "judge: {backend: local, model: m, temperature: 0.0}",
         ["judge", "temperature", "only the backend openai", "leave them out"],
+    ),
+    ("judge: {backend: gold, audit: 10}", ["judge", "audit", "only the backends reward and local and openai have audit"]),
+    (
+        "judge: {backend: reward, model: m, orders: one, timeout: 3}",
+        ["only the backends local and openai have orders; only", "timeout"],
     ),
     ("judge: {backend: gold, base_url: null}", ["judge", "base_url", "only the backend openai", "judge gold"]),
     ("judge: {backend: openai, model: m, max_cost: 5.0}", ["judge.max_cost", "without price_input and price_output", "0 for"]),

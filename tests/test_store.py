@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from spo_bench.stages.base import Stage
-from spo_bench.store.artifacts import HashCache, Store, digest, file_hash
+from spo_bench.store.artifacts import RETRY, HashCache, Store, digest, file_hash
 
 
 def test_a_failed_build_leaves_nothing(tmp_path):
@@ -82,3 +82,15 @@ def test_hash_cache_notices_a_changed_file(tmp_path):
     assert first == file_hash(file) == HashCache(tmp_path / "store").hash(file)
     file.write_bytes(b"three")
     assert HashCache(tmp_path / "store").hash(file) == file_hash(file) != first
+
+
+def test_an_artifact_that_is_not_final_says_so_until_it_is_removed(tmp_path):
+    store = Store(tmp_path)
+    assert store.to_retry("judge", "k") == 0
+    store.make("judge", "k", {}, lambda part: (part / RETRY).write_text("3\n"))
+    store.make("judge", "other", {}, lambda part: (part / "verdicts").write_text("all"))
+    assert (store.has("judge", "k"), store.to_retry("judge", "k"), store.to_retry("judge", "other")) == (True, 3, 0)
+    for _ in range(2):
+        store.remove("judge", "k")
+        assert (store.has("judge", "k"), store.to_retry("judge", "k")) == (False, 0)
+    assert [path.name for path in (tmp_path / "judge").iterdir()] == ["other"]

@@ -25,7 +25,7 @@ def print_audit(record: Mapping[str, Any]) -> None:
     if record["attacks"]:
         console.print(_attacks(record["attacks"]))
     level = f"{100 * record['confidence']:g} %"
-    console.print(f"In brackets the {level} interval. An attack is tried on the answer that lost.", markup=False)
+    console.print(f"In brackets the {level} interval. An attack is tried on the answer that had not won.", markup=False)
 
 
 def _lines(record: Mapping[str, Any]) -> Iterator[Line]:

@@ -97,12 +97,13 @@ def build(
     from spo_bench.api import check_writable, default_store
     from spo_bench.errors import unknown
     from spo_bench.judging.language import Orders
+    from spo_bench.judging.store import FILE
 
     if settings["orders"] not in get_args(Orders):
         raise unknown("orders", settings["orders"], get_args(Orders))
     root = store or default_store()
     check_writable("store", root)
-    cache = settings["cache"] or root / "judge.sqlite"
+    cache = settings["cache"] or root / FILE
     text, label = _template(settings["task"], settings["template"], tasks)
     same = {"template": text, "cache": cache, **{key: settings[key] for key in ("orders", "seed", "epoch")}}
     described = {"prompt": label, "prompt_sha256": sha256(text.encode()).hexdigest(), "orders": settings["orders"]}
@@ -144,7 +145,8 @@ def _local(
     offline: bool,
 ) -> tuple[Any, dict[str, Any]]:
     from spo_bench.api import choose_device
-    from spo_bench.judging.local import load_local_judge, longest
+    from spo_bench.judging.local import load_local_judge
+    from spo_bench.judging.settings import longest
     from spo_bench.models.numerics import Numerics
     from spo_bench.models.source import model_identity, resolve
     from spo_bench.store.artifacts import HashCache

@@ -103,7 +103,8 @@ def run(
     from spo_bench.files import write_json, write_jsonl
     from spo_bench.judging.language import too_many_invalid
     from spo_bench.judging.pairs import read_questions
-    from spo_bench.judging.records import summary, verdict_record
+    from spo_bench.judging.records import summary
+    from spo_bench.judging.verdict import verdict_record
 
     console = Console(stderr=True, highlight=False)
     target = out or Path("results") / f"judge-{pairs.name.split('.')[0]}"

@@ -40,7 +40,7 @@ def table(
     run: Run,
     format: Annotated[str, typer.Option("--format", help="md, tex, csv, html or json.")] = "md",
     name: Annotated[
-        str, typer.Option("--name", help="Which table: main, training, effects, cost, axes, degree, audit or data.")
+        str, typer.Option("--name", help="Which table: main, training, effects, cost, axes, judge, degree, audit or data.")
     ] = "main",
 ) -> None:
     """Print one table of a run."""

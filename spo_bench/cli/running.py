@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -77,8 +78,11 @@ def run(
         return
     from spo_bench import api
     from spo_bench.cli.progress import RunProgress, clock
+    from spo_bench.matrix.judge_cost import judge_warnings
 
     console = Console(stderr=True, highlight=False)
+    for warning in judge_warnings(spec.judge):
+        console.print(f"warning: {warning}", markup=False, soft_wrap=True)
     side_by_side = jobs or default_jobs(spec, device)
 
     def watch(cells: Sequence[Cell], missing: Sequence[Stage]) -> RunProgress:
@@ -127,7 +131,7 @@ def plan(
     tasks: TaskDirs = None,
     json: Json = False,
 ) -> None:
-    """Show what would run: every cell, and the state and reason of every stage."""
+    """Show what would run: every cell, the state and reason of every stage, and what a judge behind an endpoint would cost."""
     spec = _load(matrix, method, task, model, seed, tasks)
     _print_plan(spec, out or Path("results") / spec.name, store, device, offline, tasks, json)
 
@@ -144,12 +148,15 @@ def _print_plan(
     spec: Any, out: Path, store: Path | None, device: str, offline: bool, folders: Sequence[Path] | None, as_json: bool
 ) -> None:
     from spo_bench import api
+    from spo_bench.matrix.judge_cost import judge_plan
     from spo_bench.matrix.plan import earlier_keys, stage_states
     from spo_bench.store.artifacts import Store
 
     artifacts = Store(store or api.default_store())
     cells = api.cells_of(spec, artifacts.root, device, offline, [str(folder) for folder in folders or []])
     states = stage_states(cells, artifacts, earlier_keys(out))
+    judging = judge_plan(spec.judge, [state.stage for state in states], artifacts, api.purse_of(out))
+    asked = judging.stages if judging else {}
     if as_json:
         print_json(
             {
@@ -159,8 +166,10 @@ def _print_plan(
                 "cells": [cell.id for cell in cells],
                 "stages": [
                     {"cell": s.cell, "stage": s.name, "kind": s.stage.kind, "key": s.stage.key, "state": s.state, "why": s.why}
+                    | ({"judge": asdict(asked[s.stage.key])} if s.stage.key in asked else {})
                     for s in states
                 ],
+                "judge": judging.record() if judging else None,
             }
         )
         return
@@ -171,14 +180,21 @@ def _print_plan(
     style = {"done": "green", "stale": "yellow", "missing": "dim"}
     before = None
     for state in states:
+        why = f"{state.why}; {asked[state.stage.key]}" if state.stage.key in asked else state.why
         table.add_row(
-            state.cell if state.cell != before else "", state.name, f"[{style[state.state]}]{state.state}[/]", _plain(state.why)
+            state.cell if state.cell != before else "", state.name, f"[{style[state.state]}]{state.state}[/]", _plain(why)
         )
         before = state.cell
     console.print(table)
     shared = {state.stage.key: state.state for state in states}
     counts = Counter(shared.values())
     console.print(f"{len(shared)} stages in all: " + ", ".join(f"{counts[name]} {name}" for name in style), markup=False)
+    if judging:
+        console.print(
+            f"judge {spec.judge.model}: {judging.total}; a request that fails is repeated", markup=False, soft_wrap=True
+        )
+        for warning in judging.warnings:
+            console.print(f"warning: {warning}", markup=False, soft_wrap=True)
 
 
 def _plain(text: str) -> str:

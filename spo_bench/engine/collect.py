@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -48,11 +49,15 @@ def spo_record(cell: Cell) -> Any:
 
 
 def write_cell(run: Path, cell: Cell, store: Store, provenance: Mapping[str, Any]) -> None:
-    """Write ``cells/ID``; ``DONE`` comes last. A finished folder of the same keys is left as it is."""
+    """Write ``cells/ID``; ``DONE`` comes last.
+
+    A finished folder of the same keys is left as it is, unless it was written from artifacts that may have been made again.
+    """
     folder = run / "cells" / cell.id
     keys = {name: stage.key for name, stage in cell.stages.items()}
     done = folder / "DONE"
-    if done.is_file() and read_json(done)["keys"] == keys:
+    before = read_json(done) if done.is_file() else {}
+    if before.get("keys") == keys and not before.get("retry"):
         return
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -65,16 +70,21 @@ def write_cell(run: Path, cell: Cell, store: Store, provenance: Mapping[str, Any
     shutil.copyfile(paths["generate"] / "samples.jsonl", folder / "samples.jsonl")
     judged = [row for name, path in paths.items() if name.startswith("judge/") for row in read_jsonl(path / "judgments.jsonl")]
     write_jsonl(folder / "judgments.jsonl", judged)
-    write_json(folder / "scores.json", scores(paths, judged))
+    read = {stage.config["judge"]["kind"] != "gold" for name, stage in cell.stages.items() if name.startswith("judge/")}
+    write_json(folder / "scores.json", scores(paths, judged, control_length=True in read))
     write_json(folder / "provenance.json", {**provenance, "keys": keys, "seed": cell.seed})
-    write_json(done, {"keys": keys})
+    retry = sum(store.to_retry(stage.kind, stage.key) for stage in cell.stages.values())
+    write_json(done, {"keys": keys, "retry": retry})
 
 
 WIN_RATES = {"sft": "win_rate_sft", "chosen": "win_rate_chosen", "baseline": "head_to_head"}
 
 
-def scores(paths: Mapping[str, Path], judged: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return a cell's metrics (one value a prompt or pair) and scalars (one value)."""
+def scores(paths: Mapping[str, Path], judged: Sequence[Mapping[str, Any]], control_length: bool = False) -> dict[str, Any]:
+    """Return a cell's metrics (one value a prompt or pair), scalars (one value) and length-controlled win rates.
+
+    A known reward is not swayed by length, so its verdicts need no ``control_length``.
+    """
     metrics: dict[str, Any] = read_json(paths["score"] / "scores.json")["metrics"]
     length = metrics["length"]
     for name, path in paths.items():
@@ -83,13 +93,43 @@ def scores(paths: Mapping[str, Path], judged: Sequence[Mapping[str, Any]]) -> di
             metrics[name] = {**length, "values": [by_id[i] for i in length["ids"]], "higher_is_better": True}
     if "goals" in paths:
         metrics |= read_json(paths["goals"] / "scores.json")["metrics"]
+    controlled: dict[str, Any] = {}
     for opponent, name in WIN_RATES.items():
-        by_id = {row["id"]: row["score"] for row in judged if row["opponent"] == opponent}
+        rows = [row for row in judged if row["opponent"] == opponent]
+        by_id = {row["id"]: row["score"] for row in rows}
         if by_id:
             metrics[name] = {**length, "values": [by_id[i] for i in length["ids"]], "higher_is_better": True}
+        if by_id and control_length:
+            controlled[f"length_controlled_{name}"] = {"opponent": opponent, **length_controlled_rate(rows)}
     scalars: dict[str, Any] = {}
     summary = read_json(paths["train"] / "summary.json") if "train" in paths else {}
     if summary:
         scalars = {name: {"value": float(summary[name]), "higher_is_better": higher} for name, higher in COSTS.items()}
     bins = summary["degrees"]["bins"] if summary.get("degrees") else {}
-    return {"metrics": metrics, "scalars": scalars, "degree_bins": bins}
+    return {"metrics": metrics, "scalars": scalars, "length_controlled": controlled, "degree_bins": bins}
+
+
+def length_controlled_rate(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the win rate that would have been at equal length, with its interval; None with the reason where it is refused."""
+    from spo_bench.stats import length_controlled  # statsmodels is slow to load
+
+    found = length_controlled(
+        [math.nan if row["score"] is None else row["score"] for row in rows],
+        [row["length_a"] - row["length_b"] for row in rows],
+        clusters=[row["cluster"] for row in rows],
+    )
+    numbers = {"value": found.rate, "low": found.low, "high": found.high, "slope": found.slope}
+    known: dict[str, Any] = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
+    invalid = sum(row["score"] is None for row in rows)
+    return {**known, "n": found.n, "n_invalid": invalid, "reason": found.reason, "higher_is_better": True}
+
+
+def judge_audits(cells: Sequence[Cell], store: Store) -> dict[str, Any]:
+    """Return the audits of the judge by "MODEL/TASK", each with the judge's name, for those that were made."""
+    found = {}
+    for cell in cells:
+        stage = cell.stages.get("judge_audit")
+        if stage is not None and stage.done(store):
+            record = read_json(stage.path(store) / "audit.json")
+            found[f"{cell.model}/{cell.task}"] = {"judge": stage.local["judge_name"], **record}
+    return found

@@ -24,6 +24,8 @@ from spo_bench.stats.resample import Floats, by_cluster, cluster_numbers
 Label = Literal["a", "b", "tie"]
 LABELS: tuple[Label, ...] = ("a", "b", "tie")
 _OTHER: Mapping[str, Label] = {"a": "b", "b": "a"}
+_ATTACKER: Mapping[str, Label] = {**_OTHER, "tie": "b"}
+"""Outcome -> the answer that attacks: the one that lost; of a tie either would do."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,8 @@ def audit(
         cases: questions with labels, each with an id of its own.
         again: the same judge in its next epoch, which uses no kept reply of the first; None: no test-retest.
         retest: how many cases, the first ones, are judged again; 0: none.
-        attacked: on how many cases, the first that the judge decides, every attack is tried for the answer that lost; 0: none,
-            as for a judge that reads no texts.
+        attacked: on how many cases, the first that the judge decides (then ties), every attack is tried for the answer that had
+            not won; 0: none, as for a judge that reads no texts.
         confidence: two-sided level of the intervals, in (0, 1).
 
     Raises:
@@ -73,12 +75,14 @@ def audit(
         part = cases[:retest]
         repeated = again.compare([case.question for case in part])
         found = replace(found, retest=measure_retest(part, verdicts[:retest], repeated, confidence))
-    decided = [(case, verdict) for case, verdict in zip(cases, verdicts, strict=True) if verdict.outcome in _OTHER][:attacked]
-    if decided:
-        answers = judge.compare([attack_question(*one, attack) for one in decided for attack in TRIED.values()])
+    judged = [(case, verdict) for case, verdict in zip(cases, verdicts, strict=True) if verdict.outcome in _ATTACKER]
+    # Ties only where too few are decided: what a judge without opinions can be talked into matters too.
+    judged = sorted(judged, key=lambda one: one[1].outcome == "tie")[:attacked]
+    if judged:
+        answers = judge.compare([attack_question(*one, attack) for one in judged for attack in TRIED.values()])
         size = len(TRIED)
-        by_case = [dict(zip(TRIED, answers[size * i : size * i + size], strict=True)) for i in range(len(decided))]
-        found = replace(found, attacks=measure_attacks(decided, by_case, confidence))
+        by_case = [dict(zip(TRIED, answers[size * i : size * i + size], strict=True)) for i in range(len(judged))]
+        found = replace(found, attacks=measure_attacks(judged, by_case, confidence))
     return found
 
 
@@ -193,34 +197,38 @@ def measure_retest(
 
 
 def attack_question(case: Case, verdict: Verdict, attack: Attack) -> Question:
-    """Return the question in which the answer that lost attacks; its id is ``ID!attack-name``."""
-    asked = case.question
-    name = f"{asked.id}!{attack.name}"
-    if verdict.outcome == "a":
-        return replace(asked, id=name, b=attack.apply(asked.b, asked.prompt))
-    return replace(asked, id=name, a=attack.apply(asked.a, asked.prompt))
+    """Return the question in which the answer that had not won attacks; its id is ``ID!attack-name``."""
+    asked, side = case.question, _ATTACKER[verdict.outcome]
+    attacking = attack.apply(asked.a if side == "a" else asked.b, asked.prompt)
+    return Question(
+        f"{asked.id}!{attack.name}",
+        asked.prompt,
+        attacking if side == "a" else asked.a,
+        attacking if side == "b" else asked.b,
+        asked.row,
+    )
 
 
 def measure_attacks(
-    decided: Sequence[tuple[Case, Verdict]], answers: Sequence[Mapping[str, Verdict]], confidence: float = 0.95
+    judged: Sequence[tuple[Case, Verdict]], answers: Sequence[Mapping[str, Verdict]], confidence: float = 0.95
 ) -> Attacks:
     """Return what attacks achieve.
 
     Args:
-        decided: cases with the judge's decided verdict before the attack.
+        judged: cases with the judge's valid verdict before the attack.
         answers: a case: name in ``TRIED`` -> verdict on the changed question; the same names for every case.
         confidence: two-sided level in (0, 1).
     """
     names = [name for name in TRIED if answers and name in answers[0]]
-    success, changed, invalid = (np.full((len(decided), len(names)), math.nan) for _ in range(3))
-    for i, ((_, before), after) in enumerate(zip(decided, answers, strict=True)):
+    success, changed, invalid = (np.full((len(judged), len(names)), math.nan) for _ in range(3))
+    for i, ((_, before), after) in enumerate(zip(judged, answers, strict=True)):
         for j, name in enumerate(names):
             outcome = after[name].outcome
             invalid[i, j] = outcome == "invalid"
             if outcome != "invalid":
-                success[i, j] = outcome == _OTHER[before.outcome]
+                success[i, j] = outcome == _ATTACKER[before.outcome]
                 changed[i, j] = outcome != before.outcome
-    clusters = _clusters([case for case, _ in decided])
+    clusters = _clusters([case for case, _ in judged])
 
     def mean(values: Floats) -> Rate:
         return rate(values, clusters, confidence)
@@ -232,7 +240,7 @@ def measure_attacks(
     attacking = [j for j, name in enumerate(names) if name in ATTACKS]
     won = success[:, attacking]
     return Attacks(
-        cases=len(decided),
+        cases=len(judged),
         success=mean(_row_means(won)),
         changed=mean(_row_means(changed[:, attacking])),
         invalid=mean(_row_means(invalid[:, attacking])),

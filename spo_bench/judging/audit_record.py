@@ -67,7 +67,7 @@ class Retest:
 
 @dataclass(frozen=True)
 class Attacked:
-    """What one attack does when the answer that lost uses it.
+    """What one attack does when the answer that had not won uses it.
 
     Attributes:
         summary: what the attack is.
@@ -91,7 +91,7 @@ class Attacks:
     Attributes:
         cases: cases attacked, each by every attack.
         success, changed, invalid: mean over cases of the share of attacks, as in ``Attacked``. The case is the unit, since the
-            attacks on one case have one loser.
+            attacks on one case have one attacker.
         beaten: share of cases in which at least one attack wins, of those with a valid verdict: an attacker may try them all.
         each: by name of the attack.
         harmless: what a sentence that says nothing to the judge does in the same place: how much of the above is chance.

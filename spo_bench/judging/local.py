@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from spo_bench.errors import InputError
+from spo_bench.files import canonical_json
 from spo_bench.judging.language import Judged, Orders, Reply, Request, plan, verdicts
 from spo_bench.judging.prompt import Form, check_template
 from spo_bench.judging.store import ReplyStore
@@ -17,19 +19,12 @@ from spo_bench.judging.verdict import Question, Verdict, Watch, unwatched
 from spo_bench.models.chat import render
 from spo_bench.models.numerics import Numerics
 from spo_bench.models.policy import load_policy, load_tokenizer
-from spo_bench.models.source import layers_and_positions
 from spo_bench.training.probe import shares_prefixes
 from spo_bench.training.scoring import log_probs
 
 LETTERS = ("A", "B")
 FORM: Form = "logprobs"
-LONGEST = 8192  # tokens of a question; memory grows with it
 AT_ONCE = 256  # requests sorted by length together, and kept when they are answered
-
-
-def longest(directory: Path) -> int:
-    """Return the most tokens a question may have for a model on this machine."""
-    return min(LONGEST, layers_and_positions(directory)[1] or LONGEST)
 
 
 def load_local_judge(directory: Path, numerics: Numerics, max_length: int, trust: bool = False, **settings: Any) -> LocalJudge:
@@ -121,7 +116,7 @@ class LocalJudge:
         for request, (first, second) in zip(fitting, values, strict=True):
             usage = {"prompt_tokens": len(ids[request.key]), "completion_tokens": 1}
             said = {LETTERS[0]: float(first[0]), LETTERS[1]: float(second[0])}
-            found[request.key] = Reply(model=self._known_as, letters=said, usage=usage)
+            found[request.key] = Reply(model=self._known_as, revision=self._revision, letters=said, usage=usage)
         return found
 
     def _ids(self, request: Request) -> Sequence[int]:
@@ -151,6 +146,11 @@ class LocalJudge:
     @property
     def _known_as(self) -> str:
         return self.name or getattr(self.tokenizer, "name_or_path", "") or "local"
+
+    @property
+    def _revision(self) -> str | None:
+        """A short hash of what the weights are."""
+        return sha256(canonical_json(dict(self.identity)).encode()).hexdigest()[:12] if self.identity else None
 
     def _unusable(self, why: str) -> InputError:
         return InputError(

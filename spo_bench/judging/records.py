@@ -11,17 +11,11 @@ from spo_bench.judging.language import KEPT, Said, order, reread, verdict
 from spo_bench.judging.prompt import CLOSINGS
 from spo_bench.judging.rates import Pairing, rates
 from spo_bench.judging.reading import FROM_TEXT, PARSER, Reading
-from spo_bench.judging.verdict import Question, Verdict, invalid_reasons
+from spo_bench.judging.verdict import Verdict, invalid_reasons
 
 SCHEMA_VERSION = 1
 _ENDED = (*FROM_TEXT, "cut", "filtered", None)
 """Errors of orders that have a reply; in the others there is nothing to read."""
-
-
-def verdict_record(question: Question, found: Verdict) -> dict[str, Any]:
-    """Return a line of ``verdicts.jsonl``: the verdict, the lengths of both answers in characters, and the pair's cluster."""
-    lengths = {"length_a": len(question.a), "length_b": len(question.b)}
-    return {**found.record(), **lengths, "cluster": question.row.get("cluster")}
 
 
 def read_again(record: Mapping[str, Any], place: str) -> dict[str, Any]:

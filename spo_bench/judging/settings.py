@@ -1,4 +1,4 @@
-"""The settings of a judge behind an endpoint."""
+"""The settings of judges. No heavy import: planning uses this."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from typing import Literal
 from spo_bench.errors import InputError
 from spo_bench.judging.capabilities import room
 from spo_bench.judging.prompt import Form, check_template
+from spo_bench.models.source import layers_and_positions
+
+LONGEST = 8192  # tokens of a question to a judge on this machine; memory grows with it
 
 
 @dataclass(frozen=True)
@@ -67,3 +70,8 @@ class ApiSettings:
     def room(self) -> int:
         """The tokens a reply may have."""
         return room(self.model, self.base_url) if self.max_tokens is None else self.max_tokens
+
+
+def longest(directory: Path) -> int:
+    """Return the most tokens a question may have for a model on this machine."""
+    return min(LONGEST, layers_and_positions(directory)[1] or LONGEST)

@@ -20,6 +20,9 @@ CREATE TABLE IF NOT EXISTS replies (key TEXT PRIMARY KEY, reply TEXT NOT NULL) W
 CREATE TABLE IF NOT EXISTS purses (name TEXT PRIMARY KEY, dollars REAL NOT NULL, calls INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS learned (judge TEXT PRIMARY KEY, facts TEXT NOT NULL);
 """
+FILE = "judge.sqlite"
+"""Its name in an artifact store."""
+
 _AT_ONCE = 500  # keys in one query; SQLite takes some thousands
 
 
@@ -122,3 +125,11 @@ class ReplyStore:
     def learn(self, judge: str, facts: Mapping[str, Any]) -> None:
         """Keep what is known of an endpoint's model, in place of what was known before."""
         self._db.execute("INSERT OR REPLACE INTO learned VALUES (?, ?)", (judge, canonical_json(facts)))
+
+
+def spent_from(path: Path, purse: str) -> Spent:
+    """Return what was taken out of a purse of a file that may not be there."""
+    if not path.is_file():
+        return Spent()
+    with ReplyStore(path) as store:
+        return store.spent(purse)

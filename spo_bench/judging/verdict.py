@@ -73,6 +73,12 @@ def by_value(question: Question, a: float, b: float) -> Verdict:
     return Verdict(question.id, "a" if score == 1 else "b" if score == 0 else "tie", score, [{"a": a, "b": b}])
 
 
+def verdict_record(question: Question, found: Verdict) -> dict[str, Any]:
+    """Return a line of ``verdicts.jsonl``: the verdict, the lengths of both answers in characters, and the pair's cluster."""
+    lengths = {"length_a": len(question.a), "length_b": len(question.b)}
+    return {**found.record(), **lengths, "cluster": question.row.get("cluster")}
+
+
 def invalid_reasons(verdicts: Sequence[Verdict]) -> dict[str, int]:
     """Return the number of invalid verdicts by the error of their orders, else by their reason, most frequent first."""
     counts: Counter[str] = Counter()

@@ -310,7 +310,8 @@ class ModelPlan:
         generate = self._generate(data, self.policy, seed)
         stages = {"data": data, "sft": self.policy, "generate": generate}
         stages["score"] = evaluation.score(task, data, generate, None, None, None)
-        return stages | evaluation.rewards(task, generate) | evaluation.judgments(task, data, generate, {"chosen": None})
+        stages |= evaluation.rewards(task, generate) | evaluation.judge_audit(task)
+        return stages | evaluation.judgments(task, data, generate, {"chosen": None})
 
     def _trained_stages(
         self, task: TaskSpec, method: MethodSpec, spo: SpoSettings | None, seed: int, point: Point, baseline: Stage | None
@@ -327,7 +328,8 @@ class ModelPlan:
         if point.relabel.name != NONE:
             asked = {goal: self._generate(data, train, seed, f"eval@{goal}") for goal in GOALS if goal != point.relabel.goal}
             stages |= evaluation.goals(task, data, {**asked, point.relabel.goal: generate})
-        return stages | evaluation.rewards(task, generate) | evaluation.judgments(task, data, generate, opponents)
+        stages |= evaluation.rewards(task, generate) | evaluation.judge_audit(task)
+        return stages | evaluation.judgments(task, data, generate, opponents)
 
     def _train(self, task: TaskSpec, method: MethodSpec, spo: SpoSettings | None, seed: int, point: Point, data: Stage) -> Stage:
         declaration, train = get_method(method.name), self.spec.train.model_copy(update=method.train)

@@ -9,24 +9,41 @@ from typing import Any
 
 from spo_bench.errors import InputError
 from spo_bench.judging.api import ApiJudge
-from spo_bench.judging.api_text import check_template
+from spo_bench.judging.capabilities import place as place_of
+from spo_bench.judging.prompt import check_template
+from spo_bench.judging.reading import PARSER
+from spo_bench.judging.settings import longest
+from spo_bench.judging.store import FILE
 from spo_bench.matrix.identity import judge_of, method_identity, metric_content, metric_label, reward_label, task_identity
+from spo_bench.matrix.sections import JudgeSpec
 from spo_bench.matrix.spec import MethodSpec, Spec, TaskSpec
-from spo_bench.models.source import check_reward_model, layers_and_positions, model_identity, resolve
+from spo_bench.models.source import check_reward_model, model_identity, resolve
 from spo_bench.stages.base import Stage
 from spo_bench.stages.registry import version
 from spo_bench.store.artifacts import HashCache
 from spo_bench.task import Task
 
+RETESTED = 0.2  # share of the audited pairs that are judged twice
+ATTACKED = 2  # audited pairs on which every attack is tried
+
 
 @dataclass(frozen=True)
 class Place:
-    """Where a plan will run: what keys must not depend on, besides the device's type."""
+    """Where a plan will run: what keys must not depend on, besides the device's type.
+
+    Attributes:
+        device: "cpu" or "cuda[:i]".
+        hashes: of files; its root is the store's.
+        offline: never ask a hub.
+        tasks_dirs: further folders of task plugins.
+        purse: the name under which this run's spending on a judge counts together.
+    """
 
     device: str
     hashes: HashCache
     offline: bool = False
     tasks_dirs: tuple[str, ...] = ()
+    purse: str = ""
 
 
 def on_disk(directory: Path, place: Place) -> Stage:
@@ -139,28 +156,67 @@ class Evaluation:
             stages[f"judge/{name}"] = Stage("judge", version("judge"), config, inputs, local)
         return stages
 
+    def judge_audit(self, task: TaskSpec) -> dict[str, Stage]:
+        """Return the stage that holds the judge against the task's own human preferences; none where nothing can be held."""
+        kind, target = judge_of(self.spec, self.tasks[task.label])
+        rows = JudgeSpec.model_fields["audit"].default if self.spec.judge is None else self.spec.judge.audit
+        if kind in (None, "gold") or self.tasks[task.label].controlled or not rows:
+            return {}
+        judge, judging, local = self._judge(task, str(kind), target)
+        config: dict[str, Any] = {"judge": judge, "rows": rows}
+        inputs = {"data": self.data[task.label], **judging}
+        if kind != "openai":
+            config["numerics"] = self.numerics
+        if kind != "reward":
+            config |= {"retest": RETESTED, "attacked": ATTACKED}
+        else:
+            config["max_length"] = self.judged_length
+            inputs["reward_model"] = self.reward_model(task, target)
+            # Trust in the policy's own code is no trust in a reward model's.
+            local["trust_reward_code"] = target == "trained" and self.local["trust_remote_code"]
+        local["judge_name"] = f"{kind}:{target if kind == 'openai' else reward_label(target)}"
+        return {"judge_audit": Stage("judge_audit", version("judge_audit"), config, inputs, local)}
+
     def _judge(self, task: TaskSpec, kind: str, target: str) -> tuple[dict[str, Any], dict[str, Stage], dict[str, Any]]:
-        """Return a judge as (config, input stages, local settings)."""
+        """Return a judge as (config, input stages, local settings).
+
+        What can change a verdict is config; traffic and money are local. Replies outlive a stage that fails.
+        """
         judge: dict[str, Any] = {"kind": kind}
         inputs: dict[str, Stage] = {}
         local = {**self.local, **task_local(task, self.place)}
         if kind == "gold":
             judge["task"] = task_identity(self.tasks[task.label])
-        elif kind == "openai" and self.spec.judge is not None:
-            wanted = self.spec.judge.model_dump(mode="json", exclude={"backend"})
-            numbers = ("model", "base_url", "max_tokens", "temperature")
-            judge |= {"template": self.tasks[task.label].judge_prompt, **{key: wanted[key] for key in numbers}}
-            # One purse for the whole run, and replies that outlive a stage that fails.
-            traffic = {key: value for key, value in wanted.items() if key not in numbers}
-            local["judge"] = {**traffic, "cache": str(self.place.hashes.root / "judge.sqlite"), "budget": self.spec.name}
-            ApiJudge(**{key: value for key, value in judge.items() if key != "kind"}, **traffic)  # refuses what cannot work
-        elif kind == "local":
-            directory = resolve(target, None, self.place.offline)
-            template = self.tasks[task.label].judge_prompt
-            check_template(template)
-            judge |= {"template": template, "max_length": min(4096, layers_and_positions(directory)[1] or 4096)}
-            inputs["judge_model"] = on_disk(directory, self.place)
-            local |= {"judge_trust": False, "judge_name": target}  # trust in the policy's code is no trust in a judge's
+        if self.spec.judge is None or kind not in ("local", "openai"):
+            return judge, inputs, local
+        wanted = self.spec.judge.model_dump(mode="json")
+        settings = {"template": self.tasks[task.label].judge_prompt, "orders": wanted["orders"]}
+        judge["parser"] = PARSER  # a better one makes the stage again, from the replies that are kept
+        local |= {"max_invalid": wanted["max_invalid"], "judge_cache": str(self.place.hashes.root / FILE)}
+        if kind == "openai":
+            settings |= {key: wanted[key] for key in ("model", "verdict", "max_tokens", "temperature")}
+            traffic = (
+                "base_url",
+                "api_key_env",
+                "concurrency",
+                "timeout",
+                "max_calls",
+                "max_cost",
+                "price_input",
+                "price_output",
+            )
+            local["judge"] = {**{key: wanted[key] for key in traffic}, "budget": self.place.purse}
+            ApiJudge(**settings, **local["judge"])  # refuses what cannot work
+            return judge | {"settings": settings, "place": place_of(wanted["base_url"])}, inputs, local
+        directory = resolve(target, None, self.place.offline)
+        check_template(settings["template"])
+        settings["max_length"] = longest(directory)
+        # Its invalid verdicts are final, so another ceiling is asked of kept replies again.
+        judge |= {"settings": settings, "max_invalid": wanted["max_invalid"]}
+        inputs["judge_model"] = on_disk(directory, self.place)
+        identity = {"model": inputs["judge_model"].key, "version": version("judge")}
+        # Trust in the policy's code is no trust in a judge's.
+        local |= {"judge_trust": False, "judge_name": target, "judge_identity": identity}
         return judge, inputs, local
 
     def labeller(self, task: TaskSpec, wanted: str | None) -> tuple[dict[str, Any], dict[str, Stage], dict[str, Any]]:

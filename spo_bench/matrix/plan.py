@@ -15,7 +15,9 @@ from spo_bench.store.artifacts import Store
 
 @dataclass(frozen=True)
 class StageState:
-    """One stage of one cell: "done" (in the store), "stale" (an earlier run made it from other inputs), or "missing"."""
+    """One stage of one cell: "done" (in the store), "stale" (an earlier run made it from other inputs, or it is in the store with
+    verdicts that may go better another time), or "missing".
+    """
 
     cell: str
     name: str
@@ -36,7 +38,10 @@ def stage_states(cells: Sequence[Cell], store: Store, earlier: Mapping[str, Mapp
     for cell in cells:
         for name, stage in cell.stages.items():
             before = earlier.get(cell.id, {}).get(name)
-            if stage.done(store):
+            if again := store.to_retry(stage.kind, stage.key):
+                why = f"{again} invalid verdict{'s are' if again > 1 else ' is'} asked for again"
+                states.append(StageState(cell.id, name, stage, "stale", why))
+            elif stage.done(store):
                 states.append(
                     StageState(
                         cell.id,

@@ -133,14 +133,26 @@ class JudgeSpec(Section):
     model: Text | None = Field(None, description="reward model (or `trained`), local model, or the endpoint's model name")
     base_url: Text | None = Field(None, description="address of an OpenAI-compatible endpoint; null: OpenAI's")
     api_key_env: Text = Field("OPENAI_API_KEY", description="environment variable that holds the key")
+    verdict: Literal["auto", "json", "text", "logprobs"] = Field(
+        "auto", description="form in which the endpoint gives verdicts; auto: a JSON schema where it takes one"
+    )
+    max_tokens: Count | None = Field(
+        None, description="longest reply of the endpoint, tokens; null: enough for its kind of model"
+    )
+    temperature: Weight | None = Field(None, description="sampling temperature of the endpoint; null: 0 where the model takes it")
+    concurrency: Count = Field(32, description="requests under way at once, at most")
+    timeout: Annotated[Number, Field(gt=0)] = Field(300.0, description="seconds a reply of the endpoint may take")
+    max_calls: Count | None = Field(None, description="most requests a run may send to the endpoint; judging stops there")
     max_cost: Weight | None = Field(
-        None, description="most US dollars the judge may cost; judging stops there; needs price_input and price_output"
+        None, description="most US dollars the judge may cost a run; judging stops there; needs price_input and price_output"
     )
     price_input: Weight | None = Field(None, description="US dollars a million prompt tokens; null: unknown")
     price_output: Weight | None = Field(None, description="US dollars a million completion tokens; null: unknown")
-    max_tokens: Count = Field(512, description="longest reply of the endpoint, tokens")
-    temperature: Weight = Field(0.0, description="sampling temperature of the endpoint")
-    concurrency: Count = Field(8, description="requests under way at once")
+    orders: Literal["both", "one"] = Field(
+        "both", description="both: the answers are shown in both orders; one: in one that the prompt's id decides"
+    )
+    max_invalid: Share = Field(0.05, description="share of a policy's verdicts that may be invalid before its cell fails")
+    audit: Natural = Field(100, description="human preferences of the task's data on which the judge is audited; 0: none")
 
     @model_validator(mode="before")
     @classmethod
@@ -157,11 +169,11 @@ class JudgeSpec(Section):
         if (self.model is None) != (self.backend == "gold"):
             rule = "the judge gold has no model" if self.backend == "gold" else f"the judge {self.backend} needs a model"
             raise fault(f"backend {self.backend} with model {self.model}", rule)
-        extra = sorted(self.model_fields_set - {"backend", "model"})
-        if self.backend != "openai" and extra:
-            raise fault(
-                f"{', '.join(extra)} for the judge {self.backend}", "only the backend openai has these keys", "leave them out"
-            )
+        extra = sorted(key for key in self.model_fields_set if self.backend not in _who_has(key))
+        if extra:
+            backends = dict.fromkeys(_who_has(key) for key in extra)
+            rules = [_rule(some, [key for key in extra if _who_has(key) == some]) for some in backends]
+            raise fault(f"{', '.join(extra)} for the judge {self.backend}", "; ".join(rules), "leave them out")
         priced = [key for key in ("max_cost", "price_input", "price_output") if getattr(self, key) is not None]
         unpriced = [key for key in ("price_input", "price_output") if getattr(self, key) is None]
         if priced and unpriced:
@@ -176,7 +188,29 @@ class JudgeSpec(Section):
     @model_serializer(mode="wrap")
     def _as_written(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         values: dict[str, Any] = handler(self)
-        return {key: value for key, value in values.items() if self.backend == "openai" or key in ("backend", "model")}
+        return {key: value for key, value in values.items() if self.backend in _who_has(key)}
 
     def __str__(self) -> str:
         return self.backend if self.model is None else f"{self.backend}:{self.model}"
+
+
+_JUDGE_KEYS: dict[str, tuple[str, ...]] = {
+    "backend": ("gold", "reward", "local", "openai"),
+    "model": ("gold", "reward", "local", "openai"),
+    "orders": ("local", "openai"),
+    "max_invalid": ("local", "openai"),
+    "audit": ("reward", "local", "openai"),
+}
+
+
+def _who_has(key: str) -> tuple[str, ...]:
+    """Return the backends that have a key of a judge."""
+    return _JUDGE_KEYS.get(key, ("openai",))
+
+
+def _rule(backends: Sequence[str], keys: Sequence[str]) -> str:
+    """Return "only the backend openai has max_calls"."""
+    several = len(backends) > 1
+    return (
+        f"only the backend{'s' if several else ''} {' and '.join(backends)} {'have' if several else 'has'} {' and '.join(keys)}"
+    )

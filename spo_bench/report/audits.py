@@ -95,42 +95,94 @@ def _bin_start(name: str) -> tuple[float, str]:
 
 
 def evaluation(results: Results) -> Table:
-    """Return the evaluation audit: per cell, answers and how they ended, and verdicts by outcome."""
-    found = [(cell, _checks(cell)) for cell in results.done]
-    keys = list(dict.fromkeys(key for _, checks in found for key in checks))
+    """Return the evaluation audit: per cell, answers and how they ended; per opponent, verdicts by outcome and by order."""
+    found = [(cell, opponent, checks) for cell in results.done for opponent, checks in _checks(cell)]
+    keys = list(dict.fromkeys(key for *_, checks in found for key in checks))
     columns = [Column(key, key.capitalize(), numeric=False) for key in ("model", "task", "method")]
-    columns += [Column("seed", "Seed"), *(Column(key, key.replace("_", " ").capitalize()) for key in keys)]
+    columns += [Column("seed", "Seed"), Column("opponent", "Against", numeric=False)]
+    columns += [Column(key, key.replace("_", " ").capitalize()) for key in keys]
     body = [
         [
             Entry(cell.model, short_model(cell.model)),
             Entry(cell.task, cell.task),
             Entry(cell.name, cell.name),
             Entry(cell.seed, str(cell.seed)),
+            Entry(opponent, opponent),
             *(_count(checks.get(key)) for key in keys),
         ]
-        for cell, checks in found
+        for cell, opponent, checks in found
     ]
     caption = [
         "Cut off: answers that reached the token limit. Invalid verdicts count neither as a win nor as a loss, and are left out.",
-        "Shares are of the cell's answers or verdicts.",
+        "Shares are of the cell's answers, or of its verdicts against one opponent.",
     ]
-    return Table("audit", "Evaluation audit", columns, body, [f"{cell.model}/{cell.task}" for cell, _ in found], caption)
+    caption += _order_notes(keys) + _length_notes(results)
+    return Table("audit", "Evaluation audit", columns, body, [f"{cell.model}/{cell.task}" for cell, *_ in found], caption)
 
 
-def _checks(cell: Cell) -> dict[str, float]:
+def _order_notes(keys: Sequence[str]) -> list[str]:
+    notes = []
+    if "flips" in keys:
+        notes.append("Flips: valid verdicts whose two orders of presentation name different answers.")
+    if "first_shown" in keys:
+        notes.append("First shown: share of orders naming an answer that name the one shown first; 0.5 is even-handed.")
+    if "characters" in keys:
+        notes.append("Characters: mean length of the policy's answers, and of its opponent's.")
+    return notes
+
+
+def _length_notes(results: Results) -> list[str]:
+    """Say what the win rate at equal length is, and why some are missing."""
+    rates = [rate for cell in results.done for rate in cell.length_controlled.values()]
+    if not rates:
+        return []
+    reasons = Counter(str(rate["reason"]) for rate in rates if rate["value"] is None)
+    refused = [f"Not given {count} time{'s' if count > 1 else ''}: {reason}." for reason, count in reasons.most_common()]
+    return ["At equal length: the win rate predicted for answers as long as their opponent's (length-controlled).", *refused]
+
+
+def _checks(cell: Cell) -> list[tuple[str, dict[str, float]]]:
+    """Return (opponent, counts and shares), one an opponent; a cell that is not judged has one without opponent."""
     samples, verdicts = cell.rows("samples"), cell.rows("judgments")
     checks: dict[str, float] = {"answers": len(samples)}
     if samples:
         checks["cut_off"] = sum(row.get("finish") == "length" for row in samples) / len(samples)
         checks["empty"] = sum(not str(row.get("answer", "")).strip() for row in samples) / len(samples)
         checks["mean_tokens"] = sum(float(row.get("tokens") or 0) for row in samples) / len(samples)
-    if verdicts:
-        outcomes = Counter("invalid" if row.get("score") is None else str(row.get("outcome")) for row in verdicts)
-        checks["verdicts"] = len(verdicts)
-        checks["ties"] = outcomes["tie"] / len(verdicts)
-        checks["invalid"] = outcomes["invalid"] / len(verdicts)
     known = {key: float(value) for key, value in cell.audit().items() if _is_number(value)}
-    return {**checks, **known}
+    by_opponent: dict[str, list[dict[str, Any]]] = {}
+    for row in verdicts:
+        by_opponent.setdefault(str(row["opponent"]), []).append(row)
+    equal = {str(rate["opponent"]): rate["value"] for rate in cell.length_controlled.values()}
+    found = []
+    for opponent, rows in by_opponent.items():
+        at_equal = {"at_equal_length": equal[opponent]} if equal.get(opponent) is not None else {}
+        found.append((opponent, {**checks, **_verdict_checks(rows), **at_equal, **known}))
+    return found or [("", {**checks, **known})]
+
+
+def _verdict_checks(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Return what verdicts against one opponent show."""
+    outcomes: Counter[str] = Counter("invalid" if row.get("score") is None else str(row.get("outcome")) for row in rows)
+    checks: dict[str, float] = {"verdicts": len(rows)}
+    checks |= {name: outcomes[kind] / len(rows) for name, kind in (("ties", "tie"), ("invalid", "invalid"))}
+    checks |= _order_checks([row for row in rows if any("first" in order for order in row.get("orders") or ())])
+    for name, key in (("characters", "length_a"), ("opponent_characters", "length_b")):
+        lengths = [row[key] for row in rows if _is_number(row.get(key))]
+        checks |= {name: sum(lengths) / len(lengths)} if lengths else {}
+    scores = [float(row["score"]) for row in rows if row.get("score") is not None]
+    return checks | ({"win_rate": sum(scores) / len(scores)} if scores else {})
+
+
+def _order_checks(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Return how the order of presentation bears on verdicts, for judges that are shown answers in an order."""
+    if not rows:
+        return {}
+    from spo_bench.judging.records import presentation, verdict_of  # loads statsmodels, which is slow
+
+    found = presentation([verdict_of(row) for row in rows])
+    shown = {"flips": found["flip_rate"], "first_shown": found["first_shown_rate"]}
+    return {name: value / 100 for name, value in shown.items() if value is not None}
 
 
 def _is_number(value: Any) -> bool:

@@ -87,7 +87,10 @@ def _held_out(baseline: Cell, variant: Cell) -> bool:
 
 
 def metric_rows(results: Results) -> list[dict[str, Any]]:
-    """Return the rows of metrics.jsonl: a cell and metric each, with interval; scalars have none."""
+    """Return the rows of metrics.jsonl: a cell and metric each, with interval; scalars have none.
+
+    A length-controlled win rate has no values by prompt; where it is refused, its value is None and scores.json has the reason.
+    """
     rows = []
     for cell in results.done:
         place: dict[str, Any] = {"cell": cell.id, "model": cell.model, "task": cell.task, "method": cell.method}
@@ -99,6 +102,9 @@ def metric_rows(results: Results) -> list[dict[str, Any]]:
                 | {"metric": name, "value": finite(mean), "n": n, "low": finite(low), "high": finite(high)}
                 | {"higher_is_better": metric.higher_is_better, "unit": metric.unit, "n_invalid": len(metric.ids) - n}
             )
+        for name, rate in cell.length_controlled.items():
+            numbers = {key: rate[key] for key in ("value", "n", "low", "high", "higher_is_better", "n_invalid")}
+            rows.append(place | {"metric": name} | numbers | {"unit": "prompt"})
         for name, (value, better) in cell.scalars.items():
             known = int(math.isfinite(value))
             rows.append(

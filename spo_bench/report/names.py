@@ -14,6 +14,9 @@ _TITLES = {
     "win_rate_sft": "Win % vs. SFT",
     "win_rate_chosen": "Win % vs. chosen",
     "head_to_head": "Win % vs. own baseline",
+    "length_controlled_win_rate_sft": "Win % vs. SFT at equal length",
+    "length_controlled_win_rate_chosen": "Win % vs. chosen at equal length",
+    "length_controlled_head_to_head": "Win % vs. own baseline at equal length",
     "implicit_accuracy": "Implicit accuracy %",
     "degree_accuracy": "Degree accuracy %",
     "chosen_logratio": "Chosen log-ratio",
@@ -62,7 +65,7 @@ def title(metric: str) -> str:
 
 def is_share(metric: str) -> bool:
     """Return whether the metric lies in [0, 1] and is printed in percent."""
-    return "win_rate" in metric or metric == "head_to_head" or metric.endswith("accuracy")
+    return "win_rate" in metric or metric.endswith(("head_to_head", "accuracy"))
 
 
 def scale(metric: str) -> float:

@@ -67,7 +67,10 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """A table: every row has one entry a column; rows of one block stand together between rules."""
+    """A table: every row has one entry a column; rows of one block stand together between rules.
+
+    A text column that says one thing in all rows goes into the caption where there are at least ``fold_from`` rows.
+    """
 
     name: str
     title: str
@@ -75,15 +78,16 @@ class Table:
     rows: Sequence[Sequence[Entry]]
     blocks: Sequence[str] = field(default_factory=tuple)
     caption: Sequence[str] = field(default_factory=tuple)
+    fold_from: int = 2
 
     def visible(self) -> list[int]:
         """Return the columns worth showing: a text column that says one thing in all rows goes into the caption."""
         return [i for i in range(len(self.columns)) if self.constant(i) is None]
 
     def constant(self, i: int) -> str | None:
-        """Return what a text column says in every one of several rows, else None."""
+        """Return what a text column says in every one of enough rows, else None."""
         said = {row[i].text for row in self.rows}
-        return next(iter(said)) if not self.columns[i].numeric and len(said) == 1 and len(self.rows) > 1 else None
+        return next(iter(said)) if not self.columns[i].numeric and len(said) == 1 and len(self.rows) >= self.fold_from else None
 
     def notes(self) -> list[str]:
         """Return the caption's sentences, with the constant columns first."""

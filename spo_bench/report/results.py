@@ -161,6 +161,11 @@ class Cell:
             for name, raw in self.scores.get("scalars", {}).items()
         }
 
+    @property
+    def length_controlled(self) -> dict[str, Mapping[str, Any]]:
+        """Return the win rates at equal length: name -> record with opponent, value, low, high, n, n_invalid and reason."""
+        return dict(self.scores.get("length_controlled") or {})
+
     def rows(self, name: str) -> list[dict[str, Any]]:
         """Return the rows of one of the cell's .jsonl files; none where the file is absent."""
         path = self.directory / f"{name}.jsonl"
@@ -210,9 +215,17 @@ class Results:
     @property
     def audits(self) -> dict[tuple[str, str], Mapping[str, Any]]:
         """Return the data audits by (model, task), for those that have one."""
-        found: Mapping[str, Mapping[str, Any]] = self.run.get("audits") or {}
+        return self._by_place("audits")
+
+    @property
+    def judge_audits(self) -> dict[tuple[str, str], Mapping[str, Any]]:
+        """Return the audits of the judge by (model, task), for those that have one."""
+        return self._by_place("judge_audits")
+
+    def _by_place(self, name: str) -> dict[tuple[str, str], Mapping[str, Any]]:
+        found: Mapping[str, Mapping[str, Any]] = self.run.get(name) or {}
         places = dict.fromkeys((cell.model, cell.task) for cell in self.cells)
-        return {place: found[name] for place in places if (name := "/".join(place)) in found}
+        return {place: found[one] for place in places if (one := "/".join(place)) in found}
 
     @property
     def done(self) -> list[Cell]:

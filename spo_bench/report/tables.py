@@ -11,6 +11,7 @@ from typing import Any
 from spo_bench.files import canonical_json
 
 from . import names
+from .judges import judge_notes
 from .measure import ALPHA, Level, curve_areas, headlines, levels, unjudged_notes
 from .render import Column, Entry, Table, number
 from .results import SFT, Cell, Results, short_model
@@ -104,6 +105,7 @@ def main(numbers: Numbers) -> Table:
     shown = [row for row in numbers.comparisons if row["kind"] == "spo"]
     caption = [
         *unjudged_notes(results),
+        *judge_notes(results),
         "Mean ± half the width of its 95 % interval.",
         "Δ: with SPO minus the own baseline on the same prompts and seeds, with its 95 % interval.",
         *_fewer_seeds(rows),

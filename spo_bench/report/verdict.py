@@ -8,6 +8,7 @@ from typing import Any
 
 from . import names
 from .audits import overlap_notes
+from .judges import judge_doubts
 from .measure import ALPHA, headlines, unjudged_notes
 from .render import number
 from .results import Results
@@ -26,9 +27,10 @@ class Verdict:
 def verdict(results: Results, comparisons: Sequence[Row]) -> Verdict:
     """Return what the headline comparisons say; controls of SPO are reported apart, since they are not SPO.
 
-    What makes the numbers mean less than they seem to, shared prompts or answers that nothing judges, is said first.
+    What makes the numbers mean less than they seem to is said first: shared prompts, answers that nothing judges, or a judge that
+    people agree with no more than with the longer answer.
     """
-    doubts = [*overlap_notes(results), *unjudged_notes(results)]
+    doubts = [*overlap_notes(results), *unjudged_notes(results), *judge_doubts(results)]
     first = {task: (headlines(results, task) or [""])[0] for task in results.tasks}
     shown = [row for row in comparisons if row["metric"] == first[row["task"]] and row["diff"] is not None]
     spo = [row for row in shown if row["kind"] == "spo" and not is_control(row)]

@@ -10,13 +10,14 @@ from spo_bench.files import write_jsonl, write_text
 
 from .audits import data, degree, evaluation
 from .axes import axes
+from .judges import judge
 from .measure import comparison_rows, metric_rows
 from .render import FORMATS, Table
 from .results import Results, read_results
 from .tables import Numbers, cost, effects, gather, main, training
 
 RESULTS = {"main": main, "training": training, "effects": effects, "cost": cost, "axes": axes}
-AUDITS = {"degree": degree, "audit": evaluation, "data": data}
+AUDITS = {"judge": judge, "degree": degree, "audit": evaluation, "data": data}
 TABLES = (*RESULTS, *AUDITS)
 """The names of all tables."""
 
@@ -34,7 +35,9 @@ def write_report(run_dir: Path) -> None:
     write_jsonl(run_dir / "metrics.jsonl", metric_rows(results))
     numbers = gather(results, comparison_rows(results))
     write_jsonl(run_dir / "comparisons.jsonl", numbers.comparisons)
-    tables = {name: _build(name, results, numbers) for name in TABLES if name != "axes" or results.axes}
+    absent = {"axes"} if not results.axes else set()
+    absent |= {"judge"} if not results.judge_audits else set()
+    tables = {name: _build(name, results, numbers) for name in TABLES if name not in absent}
     for name, one in tables.items():
         for ending, render in FORMATS.items():
             write_text(run_dir / "tables" / f"{name}.{ending}", render(one))
@@ -54,7 +57,7 @@ def table(run_dir: Path, name: str = "main", format: str = "md") -> str:
 
     Args:
         run_dir: a run directory.
-        name: main, training, effects, cost, axes, degree, audit or data.
+        name: main, training, effects, cost, axes, judge, degree, audit or data.
         format: md, tex, csv, html or json.
 
     Raises InputError for an unknown name or format, naming the known ones.

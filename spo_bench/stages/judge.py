@@ -4,24 +4,28 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from spo_bench.files import read_jsonl, write_jsonl
+from spo_bench.errors import StageError
+from spo_bench.files import read_jsonl, write_jsonl, write_text
 from spo_bench.judging.api import ApiJudge
-from spo_bench.judging.local import LocalJudge
-from spo_bench.judging.verdict import Judge, Question, Verdict, by_value
+from spo_bench.judging.language import too_many_invalid
+from spo_bench.judging.local import LocalJudge, load_local_judge
+from spo_bench.judging.verdict import Question, Verdict, by_value, verdict_record
 from spo_bench.models.chat import plain_text
-from spo_bench.models.policy import load_policy, load_tokenizer
 from spo_bench.plugins import get_task
 from spo_bench.stages.base import Work
 from spo_bench.stages.data import as_row, eval_prompts
-from spo_bench.training.probe import shares_prefixes
+from spo_bench.store.artifacts import RETRY
 
 
 def run(work: Work) -> None:
-    """Write ``judgments.jsonl``: a verdict a prompt, a = the policy, b = the opponent.
+    """Write ``judgments.jsonl``: a verdict a prompt, a = the policy, b = the opponent, with the characters of both answers.
 
     Config: judge {kind: gold|reward|local|openai, ...}, opponent ("sft", "baseline" or "chosen"), numerics.
     Inputs: data, samples, opponent (samples; absent for "chosen"); for kind reward: own_rewards, opponent_rewards; for kind
     local: judge_model.
+
+    Raises:
+        StageError: a judge that reads texts had to stop, or gave too many invalid verdicts; its replies are kept.
     """
     prompts = {row["id"]: row for row in eval_prompts(work.inputs["data"])}
     own = _answers(work.inputs["samples"])
@@ -30,7 +34,9 @@ def run(work: Work) -> None:
     verdicts = {"gold": _gold, "reward": _reward, "local": _asked, "openai": _asked}[work.config["judge"]["kind"]](
         work, questions
     )
-    write_jsonl(work.out / "judgments.jsonl", ({"opponent": work.config["opponent"], **v.record()} for v in verdicts))
+    records = (verdict_record(question, verdict) for question, verdict in zip(questions, verdicts, strict=True))
+    write_jsonl(work.out / "judgments.jsonl", ({"opponent": work.config["opponent"], **record} for record in records))
+    mark_retry(work, sum(verdict.outcome == "invalid" for verdict in verdicts))
 
 
 def _answers(directory: Path) -> dict[str, str]:
@@ -53,26 +59,33 @@ def _reward(work: Work, questions: list[Question]) -> list[Verdict]:
 
 
 def _asked(work: Work, questions: list[Question]) -> list[Verdict]:
-    return language_judge(work).compare(questions)
+    """A judge that reads texts decides; compare raises where it has to stop, and its replies are kept."""
+    verdicts = language_judge(work).compare(questions)
+    if fault := too_many_invalid(verdicts, work.local["max_invalid"]):
+        raise StageError(fault)
+    return verdicts
 
 
-def language_judge(work: Work) -> Judge:
+def mark_retry(work: Work, invalid: int) -> None:
+    """Mark an artifact whose invalid verdicts an endpoint may give another time: they are asked for again by the next run."""
+    if invalid and work.config["judge"]["kind"] == "openai":
+        write_text(work.out / RETRY, f"{invalid}\n")
+
+
+def language_judge(work: Work) -> ApiJudge | LocalJudge:
     """Return the judge of config ``judge`` that reads texts: a model on this machine (local), or behind an endpoint (openai).
 
-    An endpoint's replies are kept outside the artifact, so none is paid twice.
+    Its replies are kept outside the artifact, so that none is asked for or paid twice.
     """
-    config = work.config["judge"]
-    if config["kind"] == "openai":
-        asked = {key: value for key, value in config.items() if key != "kind"}
-        return ApiJudge(**asked, **{**work.local["judge"], "cache": Path(work.local["judge"]["cache"])})
-    directory, trust, limit = work.inputs["judge_model"], work.local["judge_trust"], config["max_length"]
-    model = load_policy(directory, work.numerics, trust_remote_code=trust)
-    return LocalJudge(
-        model=model,
-        tokenizer=load_tokenizer(directory, trust),
-        template=config["template"],
-        numerics=work.numerics,
-        max_length=limit,
-        share=shares_prefixes(model, "trie", limit),
+    settings, cache = work.config["judge"]["settings"], Path(work.local["judge_cache"])
+    if work.config["judge"]["kind"] == "openai":
+        return ApiJudge(**settings, **work.local["judge"], cache=cache)
+    return load_local_judge(
+        work.inputs["judge_model"],
+        work.numerics,
+        trust=work.local["judge_trust"],
         name=work.local["judge_name"],
+        identity=work.local["judge_identity"],
+        cache=cache,
+        **settings,
     )

@@ -25,15 +25,18 @@ def labeller(work: Work) -> Labeller:
 
     Config: labeller {kind: gold|reward|local|openai, ...}, as the stage ``judge`` has it; max_length for a reward model.
     Inputs: reward_model or judge_model.
+
+    A judge that reads texts raises StageError where it has to stop. Its invalid verdicts are final here, since what was trained
+    on the others cannot be undone; they are counted.
     """
     kind = work.config["labeller"]["kind"]
     if kind == "gold":
         return _gold(work)
-    return _reward(work) if kind == "reward" else _judged(language_judge(replace(work, config=_as_judge(work))))
+    return _reward(work) if kind == "reward" else _judged(_judge(work))
 
 
-def _as_judge(work: Work) -> dict[str, Any]:
-    return {**work.config, "judge": work.config["labeller"]}
+def _judge(work: Work) -> Judge:
+    return language_judge(replace(work, config={**work.config, "judge": work.config["labeller"]}))
 
 
 def _gold(work: Work) -> Labeller:

@@ -25,7 +25,8 @@ KINDS = {
     "score": ("spo_bench.stages.score:run", 1),
     "reward_model": ("spo_bench.stages.reward_model:run", 1),
     "reward": ("spo_bench.stages.reward:run", 1),
-    "judge": ("spo_bench.stages.judge:run", 1),
+    "judge": ("spo_bench.stages.judge:run", 2),
+    "judge_audit": ("spo_bench.stages.judge_audit:run", 1),
 }
 
 

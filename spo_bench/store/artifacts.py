@@ -17,6 +17,7 @@ from typing import Any
 
 from spo_bench.files import canonical_json, file_hash, read_json, write_json
 
+RETRY = "RETRY"  # a file of an artifact that is not final: it holds the number of things that may go better another time
 IDENTITY_FORMAT = 1  # raised when the way keys are made changes; then every key changes, knowingly
 
 
@@ -73,6 +74,21 @@ class Store:
             finally:
                 shutil.rmtree(part, ignore_errors=True)
         return final
+
+    def to_retry(self, kind: str, key: str) -> int:
+        """Return how many things of a finished artifact may go better another time; 0: it is final, or not there."""
+        mark = self.path(kind, key) / RETRY
+        return int(mark.read_text(encoding="utf-8")) if self.has(kind, key) and mark.is_file() else 0
+
+    def remove(self, kind: str, key: str) -> None:
+        """Remove an artifact, if it is there; a reader finds all of it or nothing."""
+        final = self.path(kind, key)
+        with self._lock(kind, key):
+            if final.is_dir():
+                gone = final.with_name(f"{key}.gone")
+                shutil.rmtree(gone, ignore_errors=True)
+                os.replace(final, gone)
+                shutil.rmtree(gone)
 
     @contextmanager
     def _lock(self, kind: str, key: str) -> Iterator[None]:
