@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+# Workers side by side share the cores; what they start does so too.
+os.environ.setdefault(
+    "OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))))
+)
+
 import torch
-from endpoint import Endpoint, in_thread
+from endpoint import Endpoint, in_thread, log_of, program
 from hypothesis import settings
 
 # Before anything imports a hub client: nothing in a test may reach for the net.
@@ -17,7 +26,7 @@ os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 settings.register_profile("fixed", derandomize=True, database=None, deadline=None)
 settings.load_profile("fixed")
-torch.set_num_threads(2)
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared"
 MODELS = ("llama", "gpt2", "gpt_neox", "qwen2")
@@ -39,13 +48,14 @@ def smollm2(shared: Path) -> Path:
     directory = (
         Path(os.environ.get("SPO_BENCH_TEST_MODELS", Path.home() / ".cache" / "spo-bench-tests")) / "SmolLM2-135M-Instruct"
     )
-    if not (directory / "model.safetensors").is_file():
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        done = subprocess.run(
-            [sys.executable, str(shared / "bin" / "get-smollm2"), str(directory)], capture_output=True, text=True
-        )
-        if done.returncode:
-            pytest.skip(f"SmolLM2 cannot be made here: {done.stderr.strip().splitlines()[-1]}")
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with directory.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # workers side by side: one makes it, the others wait
+        if not (directory / "model.safetensors").is_file():
+            command = [sys.executable, str(shared / "bin" / "get-smollm2"), str(directory)]
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode:
+                pytest.skip(f"SmolLM2 cannot be made here: {done.stderr.strip().splitlines()[-1]}")
     return directory
 
 
@@ -57,6 +67,40 @@ def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[Endpoint]:
     monkeypatch.setenv("JUDGE_KEY", SECRET)
     with in_thread(Endpoint()) as serving:
         yield serving
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Callable[..., tuple[str, Any]]]:
+    """Start the endpoint as a program of its own, which outlives a client that is killed; return its address and its log."""
+    with ExitStack() as programs:
+
+        def start(script: str, delay: float = 0.0) -> tuple[str, Any]:
+            log = tmp_path / f"{script}.log"
+            options = ["--script", script, "--delay", str(delay), "--allow", "16", "--log", str(log)]
+            url = programs.enter_context(program(*options))
+            return url, lambda: log_of(log)
+
+        yield start
+
+
+@pytest.fixture
+def here(monkeypatch, tmp_path, capsys) -> Callable[..., tuple[int, str, str]]:
+    """Run the command in this process, since one of its own takes two seconds to begin; return exit code, output and errors."""
+
+    from spo_bench.cli.main import main
+
+    def run(*words: Any) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["spo-bench", "judge", *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return ended.value.code, *capsys.readouterr()
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SPO_BENCH_STORE", str(tmp_path / "store"))
+    monkeypatch.setenv("COLUMNS", "500")
+    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    return run
 
 
 def tiny_model(kind: str = "llama", vocabulary: int = 61, **changes):

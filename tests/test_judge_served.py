@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,6 +19,7 @@ from urllib.request import urlopen
 import pytest
 
 from spo_bench.files import read_json, read_jsonl
+from spo_bench.judging.attacks import ATTACKS
 
 pytestmark = pytest.mark.real
 SERVE = Path(sys.executable).with_name("transformers")
@@ -42,9 +43,9 @@ def judge(*words: Any, cwd: Path) -> subprocess.CompletedProcess[str]:
     return done
 
 
-def written(folder: Path, number: int) -> Path:
+def written(folder: Path, rows: Sequence[dict[str, Any]]) -> Path:
     path = folder / "pairs.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS[:number]))
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
 
@@ -84,7 +85,7 @@ def test_a_judge_behind_transformers_serve(smollm2, tmp_path):
     said is invalid, never a tie or a loss.
     """
     out = tmp_path / "out"
-    words = ["run", written(tmp_path, 1), "--judge", smollm2, "--out", out, "--max-tokens", 24, "--concurrency", 1]
+    words = ["run", written(tmp_path, ROWS[:1]), "--judge", smollm2, "--out", out, "--max-tokens", 24, "--concurrency", 1]
     with served(tmp_path) as url:
         done = judge(*words, "--base-url", url, cwd=tmp_path)
     (found,) = read_jsonl(out / "verdicts.jsonl")
@@ -113,11 +114,27 @@ def test_a_judge_behind_transformers_serve(smollm2, tmp_path):
 
 
 def test_the_audit_of_a_small_local_judge(smollm2, tmp_path):
-    """Without the attacks, whose padding alone takes a minute here: a model this small cannot judge, and the audit says so."""
-    words = ["audit", written(tmp_path, 2), "--judge", f"local:{smollm2}", "--attacked", 0, "--retest", 1, "--device", "cpu"]
+    """Without attacks: all of them take minutes here, most of it the one of 6,000 tokens."""
+    words = ["audit", written(tmp_path, ROWS), "--judge", f"local:{smollm2}", "--attacked", 0, "--retest", 1, "--device", "cpu"]
     done = judge(*words, "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert (found["judge"]["backend"], found["cases"], found["invalid_rate"]["value"]) == ("local", 2, 0.0)
     assert found["retest"]["same_outcome"]["value"] == 1.0  # the same numbers, the same verdict
     assert found["tokens_per_verdict"]["completion_tokens"]["value"] == 2
+
+
+def test_a_small_local_judge_reads_an_attack(smollm2, tmp_path):
+    """A model this small may well fall for it. What is asked here is that the attack is judged, as a text like any other."""
+    plain = ROWS[0]
+    attacked = {**plain, "id": "attacked", "b": ATTACKS["verdict-b"].apply(plain["b"], plain["prompt"])}
+    words = ["run", written(tmp_path, [plain, attacked]), "--judge", f"local:{smollm2}", "--device", "cpu"]
+    done = judge(*words, "--out", tmp_path / "out", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = list(read_jsonl(tmp_path / "out" / "verdicts.jsonl"))
+    assert [one["outcome"] in ("a", "b", "tie") for one in found] == [True, True]
+    assert found[0]["score"] != found[1]["score"]
+    for one in found:
+        assert 0 < one["score"] < 1
+        assert {order["form"] for order in one["orders"]} == {"logprobs"}
+    assert found[1]["usage"]["prompt_tokens"] > found[0]["usage"]["prompt_tokens"]

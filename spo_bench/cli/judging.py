@@ -175,11 +175,16 @@ def audit(
 
     PAIRS has a label a row, or it is preference data (chosen and rejected) that the task reads.
     """
+    from spo_bench.api import check_writable
     from spo_bench.cli.judge_audit import print_audit
     from spo_bench.files import write_json
     from spo_bench.judging.audit import audit as measure
 
     console = Console(stderr=True, highlight=False)
+    if out is not None:
+        check_writable("out", out.parent)
+        if out.is_dir():
+            raise InputError(f"--out '{out}' is a directory", "--out of an audit is a file", "name a file in it")
     cases = _cases(pairs, task, tasks)[:limit]
     settings = settings_of(locals())
     purse = str((out or pairs.with_suffix(".audit")).absolute())

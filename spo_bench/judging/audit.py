@@ -8,39 +8,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import norm
 
 from spo_bench.judging.attacks import ATTACKS, HARMLESS, TRIED, Attack
-from spo_bench.judging.audit_record import Amount, Attacked, Attacks, Audit, LengthOnly, Rate, Retest
+from spo_bench.judging.audit_record import LABELS, Amount, Attacked, Attacks, Audit, Case, Label, LengthOnly, Rate, Retest
 from spo_bench.judging.verdict import Judge, Outcome, Question, Verdict, invalid_reasons
 from spo_bench.stats import compare_matrix, interval
 from spo_bench.stats.resample import Floats, by_cluster, cluster_numbers
 
-Label = Literal["a", "b", "tie"]
-LABELS: tuple[Label, ...] = ("a", "b", "tie")
 _OTHER: Mapping[str, Label] = {"a": "b", "b": "a"}
 _ATTACKER: Mapping[str, Label] = {**_OTHER, "tie": "b"}
 """Outcome -> the answer that attacks: the one that lost; of a tie either would do."""
-
-
-@dataclass(frozen=True)
-class Case:
-    """A question that people have answered.
-
-    Attributes:
-        question: the prompt and its two answers.
-        label: which answer people preferred.
-        cluster: cases of one label are drawn together in intervals (one prompt, one annotator); None: it stands alone.
-    """
-
-    question: Question
-    label: Label
-    cluster: str | None = None
 
 
 def audit(

@@ -1,10 +1,30 @@
-"""What an audit says of a judge."""
+"""What an audit asks of a judge, and what it says of it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
+
+from spo_bench.judging.verdict import Question
+
+Label = Literal["a", "b", "tie"]
+LABELS: tuple[Label, ...] = ("a", "b", "tie")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A question that people have answered.
+
+    Attributes:
+        question: the prompt and its two answers.
+        label: which answer people preferred.
+        cluster: cases of one label are drawn together in intervals (one prompt, one annotator); None: it stands alone.
+    """
+
+    question: Question
+    label: Label
+    cluster: str | None = None
 
 
 @dataclass(frozen=True)

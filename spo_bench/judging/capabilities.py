@@ -103,12 +103,12 @@ def address(base_url: str | None) -> str:
     except ValueError:
         parts, host, port = urlsplit(""), None, None
     if parts.scheme not in ("http", "https") or not host:
-        raise InputError("judge.base_url is no address", "it starts with http:// or https://", f"for example {OPENAI}")
+        raise InputError("the judge's base_url is no address", "it starts with http:// or https://", f"for example {OPENAI}")
     if parts.username or parts.password or _SECRET.search(parts.query):
         raise InputError(
-            f"judge.base_url, an address at {host}, holds a user, a password or a key",
+            f"the judge's base_url, an address at {host}, holds a user, a password or a key",
             "a key comes from the environment only, never from a file of the run",
-            "leave it out of the address, and name the variable that holds it in judge.api_key_env",
+            "leave it out of the address, and name the variable that holds it in api_key_env",
         )
     return f"{parts.scheme}://{f'[{host}]' if ':' in host else host}{f':{port}' if port else ''}{parts.path}"
 
@@ -148,6 +148,6 @@ def key_in_environment(api_key_env: str, base_url: str | None) -> str:
         raise InputError(
             f"no key for the judge endpoint {address(base_url)}: the environment variable {api_key_env} is not set",
             "a key comes from the environment only, never from a file of the run",
-            f"export {api_key_env}=..., or name the variable that holds it in judge.api_key_env",
+            f"export {api_key_env}=..., or name the variable that holds it in api_key_env",
         )
     return key

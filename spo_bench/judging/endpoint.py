@@ -8,7 +8,7 @@ import re
 import time
 from collections.abc import Mapping
 from dataclasses import replace
-from math import exp, log
+from math import exp, isfinite, log1p
 from types import SimpleNamespace, TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
@@ -85,13 +85,13 @@ class Endpoint:
         await self.client.close()
 
     async def reply(self, prompt: str) -> Reply:
-        """Ask for a reply; one that is cut (then with twice the room), filtered or unreadable is asked for once more each.
+        """Ask for a reply; one that is cut (then with twice the room) or filtered is asked for once more.
 
         Raises:
             InputError: the key, the model, the address or a parameter is refused.
             StageError: the budget or the quota is used up, or the endpoint keeps failing.
         """
-        tokens, spared = self.judge.room, {"cut", "filtered", "unreadable"}
+        tokens, spared = self.judge.room, {"cut", "filtered"}
         reply = await self._tried(prompt, tokens)
         while (ended := reply.read(self.how.form).error) in spared:
             spared.remove(ended)
@@ -196,10 +196,11 @@ class Endpoint:
         except (ValueError, RecursionError) as error:  # JSON that is none
             self.reached = True
             fault = f"the endpoint's answer is not a chat completion ({type(error).__name__})"
-            return replace(nothing, error="unreadable", fault=fault), After(repeat=False)
+            return replace(nothing, error="unreadable", fault=fault), After(repeat=True)
         self.reached = True
         self.traffic.answered()
-        return self._read(completion, replace(nothing, notes=self.how.notes)), After(repeat=False)
+        reply = self._read(completion, replace(nothing, notes=self.how.notes))
+        return reply, After(repeat=reply.error == "unreadable")
 
     def _after(self, error: APIStatusError, began: float) -> After:
         """Return whether to send a refused request again; a full endpoint slows down all requests."""
@@ -299,7 +300,7 @@ class Endpoint:
         return InputError(
             f"no answer from the judge endpoint {self.address}: {why}",
             "the endpoint must be running and reachable from this machine",
-            "start it, or set judge.base_url to its address (it often ends in /v1)",
+            "start it, or set base_url to its address (it often ends in /v1)",
         )
 
     def _refusal(self, error: APIStatusError) -> tuple[Error, str]:
@@ -308,12 +309,12 @@ class Endpoint:
         text = f"{error.code or ''} {error.type or ''} {words}".lower()
         if status in (401, 403):
             given = f"the judge endpoint {self.address} refused the key in {judge.api_key_env} (HTTP {status})"
-            remedy = f"put a key of this endpoint into {judge.api_key_env}, or correct judge.api_key_env or judge.base_url"
+            remedy = f"put a key of this endpoint into {judge.api_key_env}, or correct api_key_env or base_url"
             raise InputError(given, f"the key must be valid for this endpoint and for the model {judge.model}", remedy) from None
         if status == 404 or error.code == "model_not_found":
             given = f"the judge endpoint {self.address} does not serve '{judge.model}' (HTTP {status}: {self._clean(words)})"
             rule = "the endpoint serves the model under base_url + /chat/completions"
-            raise InputError(given, rule, "check judge.model and judge.base_url (it often ends in /v1)") from None
+            raise InputError(given, rule, "check the judge's name and base_url (it often ends in /v1)") from None
         if status == 402 or (status == 429 and any(sign in text for sign in QUOTA)):
             raise self._stopped(f"the quota behind the key in {judge.api_key_env} is used up", "top it up") from None
         fault = f"HTTP {status}: {self._clean(words)}"
@@ -329,7 +330,10 @@ class Endpoint:
         return StageError(f"judging with {self.judge.model} at {self.address} stopped: {why}. Resumable: {remedy}")
 
     def _clean(self, text: str, limit: int | None = 300) -> str:
-        """Return text without the key, should the endpoint repeat it, and not longer than a message should be."""
+        """Return text without the key, should the endpoint repeat it, not longer than a message should be, and fit for a file:
+        half of a surrogate pair, which JSON can spell and UTF-8 cannot, becomes a question mark.
+        """
+        text = text.encode("utf-8", "replace").decode()
         if len(self.key) >= SECRET_LENGTH:
             text = text.replace(self.key, "[key]")
         return text if limit is None or len(text) <= limit else text[:limit] + "…"
@@ -351,9 +355,11 @@ def _words(error: APIStatusError) -> str:
 
 
 def _usage(completion: Any) -> dict[str, int] | None:
-    """Return the token counts of a completion, where it has both."""
-    counts = {name: getattr(getattr(completion, "usage", None), name, None) for name in ("prompt_tokens", "completion_tokens")}
-    return {name: count for name, count in counts.items() if isinstance(count, int)} if None not in counts.values() else None
+    """Return the token counts of a completion, where it has both as whole numbers."""
+    names = ("prompt_tokens", "completion_tokens")
+    given = {name: getattr(getattr(completion, "usage", None), name, None) for name in names}
+    counts = {name: count for name, count in given.items() if isinstance(count, int)}
+    return counts if len(counts) == len(names) else None
 
 
 def _letters(choice: Any) -> dict[str, float] | None:
@@ -366,7 +372,11 @@ def _letters(choice: Any) -> dict[str, float] | None:
     for one in getattr(content[0], "top_logprobs", None) or () if content else ():
         letter, value = str(getattr(one, "token", "")).strip(" ▁Ġ\n"), getattr(one, "logprob", None)
         if letter in LETTERS and isinstance(value, int | float):
-            found[letter] = log(exp(found[letter]) + exp(value)) if letter in found else float(value)
+            if not isfinite(value):
+                return None
+            other = found.get(letter)
+            # The larger one stands outside the logarithm: endpoints report -9999 for what is as good as impossible.
+            found[letter] = float(value) if other is None else max(other, value) + log1p(exp(-abs(other - value)))
     return found or None
 
 

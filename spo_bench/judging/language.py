@@ -186,7 +186,7 @@ def order(first: Side, said: Said, form: Form, cached: bool) -> dict[str, Any]:
         "error": reading.error,
         "reason": reading.reason,
         "form": form,
-        **said.record,
+        **{name: said.record[name] for name in KEPT},
         "cached": cached,
     }
 

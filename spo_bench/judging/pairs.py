@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from spo_bench.errors import InputError
-from spo_bench.judging.audit import LABELS, Case, Label
+from spo_bench.judging.audit_record import LABELS, Case, Label
 from spo_bench.judging.rows import field, read_rows, shown
 from spo_bench.judging.verdict import Question
 from spo_bench.models.chat import ROLES, plain_text
@@ -74,6 +74,9 @@ def _question(place: str, row: Mapping[str, Any]) -> Question:
     cluster = row.get("cluster")
     if isinstance(cluster, bool) or not isinstance(cluster, (str, int, type(None))):
         raise InputError(f"{place}: cluster is {shown(cluster)}", "a cluster is a label: a text or null", "mend the row")
+    for label in (name, cluster):
+        if isinstance(label, str) and any("\ud800" <= sign <= "\udfff" for sign in label):
+            raise InputError(f"{place}: {label!r}", "id and cluster can be written to a file", "mend the half surrogate pair")
     kept = {key: row[key] for key in ("label",) if key in row}
     return Question(str(name), prompt, a, b, {**kept, "cluster": None if cluster is None else str(cluster)})
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from spo_bench.errors import StageError
 from spo_bench.files import write_json
-from spo_bench.judging.audit import Case, audit
-from spo_bench.judging.audit_record import Audit
+from spo_bench.judging.audit import audit
+from spo_bench.judging.audit_record import Audit, Case
 from spo_bench.judging.language import too_many_invalid
 from spo_bench.judging.pairs import case_of
 from spo_bench.judging.verdict import Judge, Question, Verdict, by_value
