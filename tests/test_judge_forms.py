@@ -15,6 +15,7 @@ from spo_bench.errors import InputError, StageError
 from spo_bench.judging.capabilities import Capabilities, address, known, place, room, undated
 from spo_bench.judging.prompt import SCHEMA
 from spo_bench.judging.records import read_again, summary
+from spo_bench.judging.store import ReplyStore
 from spo_bench.judging.verdict import verdict_record
 
 QUESTIONS = [question(str(number), *(("good", "bad") if number % 2 else ("bad", "good"))) for number in range(6)]
@@ -57,7 +58,7 @@ def test_an_endpoint_that_ignores_the_schema_is_asked_in_text(endpoint, tmp_path
     verdicts = judge(endpoint, verdict="auto", cache=tmp_path / "cache").compare(QUESTIONS)
     assert outcomes(verdicts) == WINNERS
     assert forms(verdicts) == {"text"}
-    assert len(endpoint.bodies) == 1 + 12
+    assert len(endpoint.bodies) == 2 + 12
     assert "no JSON" in verdicts[0].notes[0]
 
 
@@ -67,12 +68,12 @@ def mumbling(body, number):
 
 
 def test_a_model_that_never_says_its_verdict_is_read_by_its_log_probabilities(endpoint):
-    """One reply in JSON and four in text hold none; then each order is asked for its letter."""
+    """Two replies in JSON and four in text hold none; then each order is asked for its letter."""
     endpoint.script = mumbling
     verdicts = judge(endpoint, verdict="auto").compare(QUESTIONS)
     assert outcomes(verdicts) == WINNERS
     assert forms(verdicts) == {"logprobs"}
-    assert len(endpoint.bodies) == 1 + 4 + 12
+    assert len(endpoint.bodies) == 2 + 4 + 12
     last = endpoint.bodies[-1]
     assert (last["max_tokens"], last["logprobs"], last["top_logprobs"]) == (1, True, 20)
     assert len(verdicts[0].notes) == 2
@@ -170,6 +171,36 @@ def test_a_parameter_that_is_refused_counts_as_a_call(endpoint):
     assert len(endpoint.bodies) == 3
 
 
+def test_a_judge_that_was_interrupted_goes_on_in_the_form_it_had_found(endpoint, tmp_path):
+    """The limit ends the first run in the middle; the second knows the form and pays only for what is missing."""
+    endpoint.script = mumbling
+    limited = judge(endpoint, verdict="auto", cache=tmp_path / "cache", max_calls=10)
+    assert limited.judge(QUESTIONS).stopped is not None
+    found = replace(limited, max_calls=None).judge(QUESTIONS)
+    assert (found.form, outcomes(found.verdicts)) == ("logprobs", WINNERS)
+    assert len(endpoint.bodies) == 2 + 4 + 12
+
+
+def test_kept_verdicts_show_the_form_where_nothing_was_learned(endpoint, tmp_path):
+    """A kill may come before what was learned is written, but not before replies are kept."""
+    endpoint.script = mumbling
+    asked = judge(endpoint, verdict="auto", cache=tmp_path / "cache")
+    asked.compare(QUESTIONS)
+    with ReplyStore(tmp_path / "cache") as store:
+        assert store._db.execute("DELETE FROM learned").rowcount == 1
+    assert asked.judge(QUESTIONS).form == "logprobs"
+    assert outcomes(asked.compare(QUESTIONS)) == WINNERS
+
+
+def test_a_form_that_is_no_longer_taken_is_sought_anew(endpoint, tmp_path):
+    endpoint.script = fair
+    asked = judge(endpoint, verdict="auto", cache=tmp_path / "cache")
+    asked.compare(QUESTIONS[:2])
+    endpoint.script = plain
+    found = asked.judge(QUESTIONS)
+    assert (found.form, outcomes(found.verdicts)) == ("text", WINNERS)
+
+
 # -- what is known --------------------------------------------------------------------------------------------------------------
 
 
@@ -224,7 +255,7 @@ def test_one_place_has_many_addresses(host, end):
     "url", ["http://user:sk-hidden@host/v1", "http://sk-hidden@host/v1", "https://host/v1?api-key=sk-hidden"]
 )
 def test_an_address_with_a_secret_is_refused_before_anything_writes_it(url):
-    with pytest.raises(InputError, match="environment only") as caught:
+    with pytest.raises(InputError, match="from the environment only") as caught:
         address(url)
     assert "sk-hidden" not in str(caught.value)
 

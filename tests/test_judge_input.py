@@ -98,7 +98,10 @@ REFUSALS = {
         refusal(401, "Incorrect API key provided"),
         ["refused the key in OPENAI_API_KEY (HTTP 401)", "put a key of this endpoint"],
     ),
-    "model": (refusal(404, "The model does not exist", code="model_not_found"), ["does not serve 'judge'", "check the judge's name"]),
+    "model": (
+        refusal(404, "The model does not exist", code="model_not_found"),
+        ["does not serve 'judge'", "check the judge's name"],
+    ),
 }
 
 
@@ -138,6 +141,7 @@ ODD: dict[str, tuple[Answer, str, str | None]] = {
     "a count of tokens that is none": (Answer("[[A]]", usage={"prompt_tokens": 1.5, "completion_tokens": 5}), "text", None),
     "letters as improbable as can be": (Answer("A", logprobs={"A": -0.1, "B": -9999.0, " B": -9999.0}), "logprobs", None),
     "a probability that is none": (Answer("A", logprobs={"A": float("nan"), "B": -1.0}), "logprobs", "a shown first"),
+    "a letter that cannot be": (Answer("A", logprobs={"A": -0.1, "B": float("-inf")}), "logprobs", None),
 }
 
 

@@ -9,7 +9,7 @@ from conftest import tiny_model
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast
 
-from spo_bench.errors import InputError
+from spo_bench.errors import InputError, StageError
 from spo_bench.judging.language import Request
 from spo_bench.judging.local import LETTERS, LocalJudge
 from spo_bench.judging.prompt import prompts
@@ -167,16 +167,28 @@ def test_the_embedded_policy_is_no_judge_and_is_called_as_the_caller_calls_it(tm
 
 
 def test_letters_and_usage_are_kept_and_used_again(tmp_path):
-    cache = tmp_path / "cache"
-    first = judge(cache=cache).compare([question()])[0]
-    again = judge(cache=cache).compare([question()])[0]
+    known = {"cache": tmp_path / "cache", "identity": {"weights": "these"}}
+    first = judge(**known).compare([question()])[0]
+    again = judge(**known).compare([question()])[0]
     assert again.score == first.score
     assert [order["cached"] for order in first.orders + again.orders] == [False, False, True, True]
     assert set(first.orders[0]["letters"]) == {"A", "B"}
     assert first.usage["completion_tokens"] == 2
-    assert not judge(cache=cache, epoch=1).compare([question()])[0].orders[0]["cached"]
-    assert not judge(cache=cache, identity={"weights": "others"}).compare([question()])[0].orders[0]["cached"]
-    assert not judge(cache=cache, max_length=200).compare([question()])[0].orders[0]["cached"]
+    for change in ({"epoch": 1}, {"identity": {"weights": "others"}}, {"max_length": 200}):
+        assert not judge(**known | change).compare([question()])[0].orders[0]["cached"]
+
+
+def test_kept_replies_of_a_model_that_nobody_names_are_refused(tmp_path):
+    with pytest.raises(InputError, match="without identity"):
+        judge(cache=tmp_path / "cache")
+
+
+def test_a_model_whose_numbers_are_none_ends_judging():
+    model = tiny_model()
+    with torch.no_grad():
+        model.lm_head.weight.fill_(float("nan"))
+    with pytest.raises(StageError, match="no numbers"):
+        judge(model).compare([question()])
 
 
 def test_an_answer_cannot_say_the_models_own_special_tokens():

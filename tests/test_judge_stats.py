@@ -134,7 +134,8 @@ def test_our_files(tmp_path):
     rows = [verdict(0, 1.0, cluster="c"), verdict(1, None, None, None), verdict(2, 0.75)]
     (plain,) = read_judged(lines(tmp_path / "verdicts.jsonl", rows))
     assert (plain.subject, plain.opponent, plain.side) == ("a", "b", "a")
-    assert list(plain.pairings) == [Pairing(1.0, 10, 20, "c"), Pairing(None, None, None), Pairing(0.75, 10, 20)]
+    expected = [Pairing(1.0, 10, 20, "c", "a"), Pairing(None, None, None, None, "invalid"), Pairing(0.75, 10, 20, None, "a")]
+    assert list(plain.pairings) == expected
     packed = tmp_path / "verdicts.jsonl.gz"
     packed.write_bytes(gzip.compress((tmp_path / "verdicts.jsonl").read_bytes()))
     assert read_judged(packed)[0].pairings == plain.pairings

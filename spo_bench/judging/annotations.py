@@ -113,7 +113,7 @@ def _verdict(place: str, row: Mapping[str, Any]) -> Pairing:
     if cluster is not None and not isinstance(cluster, (str, int)):
         raise InputError(f"{place}: cluster is {shown(cluster)}", "a cluster is a label: a text or null", "mend the row")
     length_a, length_b = _length(place, row, "length_a"), _length(place, row, "length_b")
-    return Pairing(score, length_a, length_b, None if cluster is None else str(cluster))
+    return Pairing(score, length_a, length_b, None if cluster is None else str(cluster), outcome)
 
 
 def _length(place: str, row: Mapping[str, Any], name: str) -> int | None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, TypeVar
 
-from spo_bench.errors import InputError, SpoBenchError, StageError
+from spo_bench.errors import StageError
 from spo_bench.files import canonical_json
 from spo_bench.judging.capabilities import Capabilities, known, place, undated
 from spo_bench.judging.endpoint import Endpoint, FormError
@@ -20,6 +20,7 @@ from spo_bench.judging.settings import ApiSettings
 from spo_bench.judging.store import ReplyStore
 from spo_bench.judging.verdict import Question, Verdict, Watch, unwatched
 
+NO_SCHEMA = "the endpoint refused response_format; verdicts were read from text"
 PROBES = 4  # replies without a verdict, after which another form of asking is tried
 T = TypeVar("T")
 
@@ -62,10 +63,29 @@ class ApiJudge(ApiSettings):
         Raises:
             InputError: as ``compare``.
         """
-        return _run(self._judge(questions, watch))
+        try:
+            return _run(self._judge(questions, watch))
+        except FormError:
+            if not self._turn_to_text():
+                raise
+            return _run(self._judge(questions, watch))
+
+    def _turn_to_text(self) -> bool:
+        """Learn that an endpoint takes no schema any more, which it took once; say whether that is what was known."""
+        with ReplyStore(self.cache) as store:
+            facts = store.learned(self._name)
+            if self.verdict != "auto" or facts.get("form") != "json":
+                return False
+            store.learn(self._name, Capabilities.of_record(facts).in_form("text", NO_SCHEMA).record())
+            return True
+
+    @property
+    def _name(self) -> str:
+        """What facts about the model are learned under."""
+        return canonical_json([self.model, place(self.base_url), self.verdict])
 
     async def _judge(self, questions: Sequence[Question], watch: Watch) -> Judged:
-        name = canonical_json([self.model, place(self.base_url), self.verdict])
+        name = self._name
         with ReplyStore(self.cache) as store:
             facts = store.learned(name)
             how = Capabilities.of_record(facts) if facts else self._unasked()
@@ -76,9 +96,11 @@ class ApiJudge(ApiSettings):
             if planned.missing:
                 async with Endpoint(self, store, how) as endpoint:
                     settled = bool(facts)
-                    stopped: SpoBenchError | None = None
+                    stopped: StageError | None = None
                     try:
                         settled = settled or await self._settle(endpoint, store, questions)
+                        if settled:
+                            store.learn(name, endpoint.how.record())
                     except StageError as error:
                         stopped = error
                     planned = self._plan(store, questions, endpoint.how.form)
@@ -110,9 +132,9 @@ class ApiJudge(ApiSettings):
             return True
         if endpoint.how.form == "json":
             try:
-                found = await self._probe(endpoint, store, questions, 1)
+                found = await self._probe(endpoint, store, questions, 2)
             except FormError:
-                endpoint.how = endpoint.how.in_form("text", "the endpoint refused response_format; verdicts were read from text")
+                endpoint.how = endpoint.how.in_form("text", NO_SCHEMA)
             else:
                 if found is not False:
                     return bool(found)
@@ -134,10 +156,12 @@ class ApiJudge(ApiSettings):
         """Return whether replies in the endpoint's present form hold verdicts: True with the first that does, False after
         ``enough`` that do not, None where neither was seen in a few questions.
         """
-        without = 0
-        for request in self._plan(store, questions[:PROBES], endpoint.how.form).missing:
+        without, planned = 0, self._plan(store, questions[:PROBES], endpoint.how.form)
+        if planned.kept:
+            return True  # this form has given verdicts before
+        for request in planned.missing:
             reply = await endpoint.reply(request.prompt)
-            _keep(store, request, reply)
+            _keep(store, request, reply, endpoint.how.form)
             reading = reply.read(endpoint.how.form)
             if reading.first is not None:
                 return True
@@ -153,7 +177,7 @@ class ApiJudge(ApiSettings):
         missing: Sequence[Request],
         replies: dict[str, Reply],
         watch: Watch,
-    ) -> SpoBenchError | None:
+    ) -> StageError | None:
         """Ask for replies, several at once, and put them into ``replies`` by key; return why it had to stop, if it had.
 
         The first goes alone, so that a refused key or parameter is met only once.
@@ -161,7 +185,7 @@ class ApiJudge(ApiSettings):
         Raises:
             InputError: what was given cannot be used at all.
         """
-        failures: list[SpoBenchError] = []
+        failures: list[Exception] = []
         queue = iter(missing)
 
         async def work(share: Iterator[Request]) -> None:
@@ -170,25 +194,29 @@ class ApiJudge(ApiSettings):
                     return
                 try:
                     reply = await endpoint.reply(request.prompt)
-                except SpoBenchError as error:
+                    replies[request.key] = reply
+                    _keep(store, request, reply, endpoint.how.form)
+                    watch(len(replies), len(missing))
+                except Exception as error:  # noqa: BLE001 - raised below, when the others have come to their end
                     failures.append(error)
+                    endpoint.halted = error
                     return
-                replies[request.key] = reply
-                _keep(store, request, reply)
-                watch(len(replies), len(missing))
 
         await work(iter(list(islice(queue, 1))))
         await asyncio.gather(*(work(queue) for _ in range(min(self.concurrency, len(missing)))))
+        stops = [error for error in failures if isinstance(error, StageError)]
         for error in failures:
-            if isinstance(error, InputError):
+            if error not in stops:
                 raise error
-        return failures[0] if failures else None
+        return stops[0] if stops else None
 
 
-def _keep(store: ReplyStore, request: Request, reply: Reply) -> None:
-    """Keep what is a reply at all, also without a verdict: a better parser may find one."""
+def _keep(store: ReplyStore, request: Request, reply: Reply, form: Form) -> None:
+    """Keep what is a reply at all, also without a verdict: a better parser may find one. It never takes the place of a verdict,
+    which another process may have had meanwhile.
+    """
     if reply.error is None:
-        store.keep(request.key, reply.record())
+        store.keep(request.key, reply.record(), replace=reply.read(form).first is not None)
 
 
 def _run(work: Coroutine[Any, Any, T]) -> T:

@@ -13,7 +13,6 @@ from spo_bench.errors import InputError
 from spo_bench.judging.prompt import Form
 
 OPENAI = "https://api.openai.com/v1"
-_SECRET = re.compile(r"key|token|secret|password|sig=", re.IGNORECASE)
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 LengthName = Literal["max_tokens", "max_completion_tokens"]
 
@@ -92,10 +91,10 @@ def undated(model: str, base_url: str | None) -> str | None:
 
 
 def address(base_url: str | None) -> str:
-    """Return an address that can be shown: without its query.
+    """Return an address that can be shown.
 
     Raises:
-        InputError: it is none, or it holds a secret, which would be written into the files of a run.
+        InputError: it is none, or it holds a query or an account, which would be written into the files of a run.
     """
     try:
         parts = urlsplit(base_url or OPENAI)
@@ -104,9 +103,15 @@ def address(base_url: str | None) -> str:
         parts, host, port = urlsplit(""), None, None
     if parts.scheme not in ("http", "https") or not host:
         raise InputError("the judge's base_url is no address", "it starts with http:// or https://", f"for example {OPENAI}")
-    if parts.username or parts.password or _SECRET.search(parts.query):
+    if parts.query or parts.fragment:
         raise InputError(
-            f"the judge's base_url, an address at {host}, holds a user, a password or a key",
+            f"the judge's base_url, an address at {host}, holds a query",
+            "requests go to base_url + /chat/completions, and a key comes from the environment only",
+            "give the address up to the path (it often ends in /v1)",
+        )
+    if parts.username or parts.password:
+        raise InputError(
+            f"the judge's base_url, an address at {host}, holds a user or a password",
             "a key comes from the environment only, never from a file of the run",
             "leave it out of the address, and name the variable that holds it in api_key_env",
         )

@@ -8,7 +8,7 @@ import re
 import time
 from collections.abc import Mapping
 from dataclasses import replace
-from math import exp, isfinite, log1p
+from math import exp, inf, isfinite, log1p
 from types import SimpleNamespace, TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
@@ -74,6 +74,7 @@ class Endpoint:
         self.calls = 0
         self.cost = self._price(0, 0)
         self.reached = False
+        self.halted: Exception | None = None
         self.failed_in_a_row = 0
         self.paying = 0
         self.settled = asyncio.Event()
@@ -110,6 +111,8 @@ class Endpoint:
         cost, tries = self._price(0, 0), 0
         while True:
             async with self.traffic.turn():
+                if self.halted is not None:  # judging stopped while this one waited for its turn
+                    raise self.halted
                 reply, after = await self._paid(prompt, tokens)
             cost = _plus(cost, reply.cost)
             tries += after.counts
@@ -123,8 +126,8 @@ class Endpoint:
 
     async def _paid(self, prompt: str, tokens: int) -> tuple[Reply, After]:
         """Send one request within the budget: reserve an upper estimate, then settle what it cost."""
-        # Three bytes a token is few for ordinary text; the rest is what the endpoint writes around a message.
-        estimate = self._price(len(prompt.encode()) // 3 + 32, tokens)
+        # A token is a byte at least; the rest is the schema, and what the endpoint writes around a message.
+        estimate = self._price(len(prompt.encode()) + 512, tokens)
         await self._reserve(estimate or 0.0)
         self.paying += 1
         paid = estimate  # until more is known: a request that is cut off may have been billed
@@ -207,10 +210,10 @@ class Endpoint:
         if error.status_code not in (408, 409, 429) and error.status_code < 500:
             return After(repeat=False)  # the same request would be refused again
         wait = asked_wait(error.response.headers)
-        if error.status_code in (429, 503, 529):
-            self.traffic.refused(began, wait)
         if wait is not None and wait > PATIENCE:
             raise self._stopped(f"the endpoint asks to wait {wait:.0f} seconds", "wait") from None
+        if error.status_code in (429, 503, 529):
+            self.traffic.refused(began, wait)
         return After(repeat=True, wait=wait)
 
     def _read(self, completion: Any, nothing: Reply) -> Reply:
@@ -228,7 +231,7 @@ class Endpoint:
         revision = getattr(completion, "system_fingerprint", None)
         return replace(
             nothing,
-            text=self._clean(content, None) if isinstance(content, str) else "",
+            text=self._clean(_text(content), None),
             finish_reason=self._clean(str(finish_reason)) if finish_reason else None,
             model=self._clean(model) if isinstance(model, str) else None,
             revision=self._clean(revision) if isinstance(revision, str) else None,
@@ -339,26 +342,42 @@ class Endpoint:
         return text if limit is None or len(text) <= limit else text[:limit] + "…"
 
 
-def refused_parameter(param: str | None, words: str, sent: Mapping[str, Any]) -> str | None:
+def refused_parameter(param: object, words: str, sent: Mapping[str, Any]) -> str | None:
     """Return which of the sent parameters a refusal is about, if any: the one it names as such, else one its text speaks of."""
     if any(sign in words.lower() for sign in TOO_LONG):  # names max_tokens at times, but it is the prompt that does not fit
         return None
-    if param is not None:
+    if isinstance(param, str) and param not in ("", "None"):
         return param if param in sent else None
+    words = re.sub(r"response[ -]format|json_schema", "response_format", words, flags=re.IGNORECASE)
     return next((name for name in sent if re.search(rf"\b{name}\b", words)), None)
 
 
 def _words(error: APIStatusError) -> str:
-    """Return what the endpoint says about a refusal."""
-    said = error.body.get("message") if isinstance(error.body, dict) else None
-    return said if isinstance(said, str) else error.message
+    """Return what the endpoint says about a refusal; a list of faults without the input that some repeat in it."""
+    body: Any = error.body
+    for name in ("error", "message", "detail"):
+        body = body.get(name, body) if isinstance(body, dict) else body
+    if isinstance(body, list):
+        faults = [one for one in body if isinstance(one, dict)]
+        body = "; ".join(f"{'.'.join(map(str, one.get('loc') or ()))}: {one.get('msg')}" for one in faults)
+    if isinstance(body, str) and body:
+        return body
+    return json.dumps(body, default=str) if body else error.message
+
+
+def _text(content: object) -> str:
+    """Return the text of a message, whose content may be a list of parts."""
+    if isinstance(content, list):
+        parts = [part for part in content if getattr(part, "type", None) == "text"]
+        return "".join(part.text for part in parts if isinstance(getattr(part, "text", None), str))
+    return content if isinstance(content, str) else ""
 
 
 def _usage(completion: Any) -> dict[str, int] | None:
-    """Return the token counts of a completion, where it has both as whole numbers."""
+    """Return the token counts of a completion, where it has both as sensible whole numbers."""
     names = ("prompt_tokens", "completion_tokens")
     given = {name: getattr(getattr(completion, "usage", None), name, None) for name in names}
-    counts = {name: count for name, count in given.items() if isinstance(count, int)}
+    counts = {name: count for name, count in given.items() if type(count) is int and 0 <= count < 10**9}
     return counts if len(counts) == len(names) else None
 
 
@@ -368,12 +387,13 @@ def _letters(choice: Any) -> dict[str, float] | None:
     Several tokens may be the same letter, with and without a space: their probabilities add up.
     """
     content = getattr(getattr(choice, "logprobs", None), "content", None)
+    tops = getattr(content[0], "top_logprobs", None) if isinstance(content, list) and content else None
     found: dict[str, float] = {}
-    for one in getattr(content[0], "top_logprobs", None) or () if content else ():
+    for one in tops if isinstance(tops, list) else ():
         letter, value = str(getattr(one, "token", "")).strip(" ▁Ġ\n"), getattr(one, "logprob", None)
-        if letter in LETTERS and isinstance(value, int | float):
+        if letter in LETTERS and isinstance(value, int | float) and value != -inf:
             if not isfinite(value):
-                return None
+                return None  # nobody knows how probable the letter is
             other = found.get(letter)
             # The larger one stands outside the logarithm: endpoints report -9999 for what is as good as impossible.
             found[letter] = float(value) if other is None else max(other, value) + log1p(exp(-abs(other - value)))

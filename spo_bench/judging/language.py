@@ -15,6 +15,7 @@ from spo_bench.judging.store import ReplyStore
 from spo_bench.judging.verdict import Question, Verdict
 
 KEY_FORMAT = 2  # raised whenever a reply is asked for in another way, so that kept ones are not mistaken for it
+KEY_SHOWN = 16  # hexadecimal digits of a key by which an order names its request
 Orders = Literal["both", "one"]
 
 
@@ -170,17 +171,23 @@ def verdicts(questions: Sequence[Question], planned: Plan, now: Mapping[str, Rep
     fresh = {key: Said(reply.read(form), reply.record()) for key, reply in now.items()}
     found = []
     for question, asked in zip(questions, planned.orders, strict=True):
-        orders = [order(first, planned.kept.get(key) or fresh[key], form, key in planned.kept) for first, key in asked]
+        orders = [
+            order(first, planned.kept.get(key) or fresh[key], form, key in planned.kept, key[:KEY_SHOWN]) for first, key in asked
+        ]
         found.append(verdict(question.id, orders, form))
     return found
 
 
-def order(first: Side, said: Said, form: Form, cached: bool) -> dict[str, Any]:
-    """Return the record of one order; its verdict is in terms of a and b, whichever was shown first."""
+def order(first: Side, said: Said, form: Form, cached: bool, request: str) -> dict[str, Any]:
+    """Return the record of one order; its verdict is in terms of a and b, whichever was shown first.
+
+    ``request`` names the request: orders of equal texts share one, which was paid once.
+    """
     reading = said.reading
     score = reading.first if first == "a" or reading.first is None else 1 - reading.first
     return {
         "first": first,
+        "request": request,
         "verdict": None if score is None else mean_outcome(score, form),
         "score": score,
         "error": reading.error,

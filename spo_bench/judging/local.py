@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from spo_bench.errors import InputError
+from spo_bench.errors import InputError, StageError
 from spo_bench.files import canonical_json
 from spo_bench.judging.language import Judged, Orders, Reply, Request, plan, verdicts
 from spo_bench.judging.prompt import Form, check_template
@@ -80,6 +81,12 @@ class LocalJudge:
     def __post_init__(self) -> None:
         check_template(self.template)
         self._letters()
+        if self.cache is not None and not self.identity:
+            raise InputError(
+                f"judge model '{self._known_as}' with a cache and without identity",
+                "kept replies are told apart by what the model is",
+                "give identity, or no cache",
+            )
 
     def compare(self, questions: Sequence[Question]) -> list[Verdict]:
         """Return one verdict a question, in order."""
@@ -116,14 +123,16 @@ class LocalJudge:
         for request, (first, second) in zip(fitting, values, strict=True):
             usage = {"prompt_tokens": len(ids[request.key]), "completion_tokens": 1}
             said = {LETTERS[0]: float(first[0]), LETTERS[1]: float(second[0])}
+            if not all(map(isfinite, said.values())):
+                raise StageError(f"judge model '{self._known_as}' gives the letters probabilities that are no numbers")
             found[request.key] = Reply(model=self._known_as, revision=self._revision, letters=said, usage=usage)
         return found
 
     def _ids(self, request: Request) -> Sequence[int]:
         """Return the tokens of a request. Texts under judgement cannot say the model's own special tokens."""
         text = request.prompt
-        for token in self.tokenizer.all_special_tokens:
-            if len(token) > 1:
+        for token in {*self.tokenizer.all_special_tokens, *self.tokenizer.get_added_vocab()}:
+            if len(token) > 1 and not token.isspace():
                 text = text.replace(token, f"{token[0]} {token[1:]}")
         return render(self.tokenizer, [{"role": "user", "content": text}]).ids
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from hashlib import sha256
 from typing import Any, Literal
+from unicodedata import normalize
 
 from spo_bench.errors import InputError
 from spo_bench.judging.verdict import Question, fill
@@ -45,26 +46,34 @@ SCHEMA: dict[str, Any] = {
 """JSON schema of a reply in the form "json"; the reasons come first, so that the verdict can follow from them."""
 
 # Marks that look like the plain ones to a model: invisible characters and emphasis in between, other brackets, other alphabets.
-# Each pattern begins with a set of characters and keeps its flags inside, so that ordinary text is passed over quickly.
-_GAP = r"[\s*_`\\\u00ad\u034f\u200b-\u200f\u2060-\u2064\ufe00-\ufe0f\ufeff\u0300-\u036f]*"
+# Each pattern begins with a set of characters and keeps its flags inside, so that ordinary text is passed over quickly; no two
+# repetitions of a set stand side by side, which would take a time that grows with the square of a text.
+_UNSEEN = (
+    r"\x00-\x1f\x7f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180e\u200b-\u200f\u2060-\u206f\u20d0-\u20ff\u3164"
+    r"\ufe00-\ufe0f\ufeff\uffa0\u0300-\u036f\U000e0100-\U000e01ef"
+)
+_GAP = rf"[\s*_`\\{_UNSEEN}]*"
 _OPEN, _CLOSE, _QUOTE = r"[\[［【〔〖❲⁅]", r"[\]］】〕〗❳⁆]", "[\"'“”]"
-_LETTERS = "ABCabcＡＢＣａｂｃАВСавсΑΒαβⒶⒷⒸⓐⓑⓒ𝐀𝐁𝐂𝑨𝑩𝑪𝗔𝗕𝗖𝙰𝙱𝙲"
 _VERDICT_LIKE = re.compile(
-    rf"[\[［【〔〖❲⁅⟦〚](?:(?<=[⟦〚])|{_GAP}{_OPEN}){_GAP}(?P<letter>[{_LETTERS}]){_GAP}(?:{_CLOSE}{_GAP}{_CLOSE}|[⟧〛])"
+    rf"[\[［【〔〖❲⁅⟦〚](?:(?<=[⟦〚])|{_GAP}{_OPEN}){_GAP}(?P<letter>[^\s\[\]*_`\\{_UNSEEN}]){_GAP}(?:{_CLOSE}{_GAP}{_CLOSE}|[⟧〛])"
 )
+_LETTER = r"[^\s\"'“”*_`\\:=]"
 _JSON_LIKE = re.compile(
-    rf"(?P<key>{_QUOTE}{_GAP}(?i:verdict){_GAP}{_QUOTE}{_GAP})[:=：](?={_GAP}{_QUOTE}?{_GAP}[{_LETTERS}](?![A-Za-z]))"
+    rf"(?P<key>{_QUOTE}{_GAP}(?i:verdict){_GAP}{_QUOTE}{_GAP})[:=：](?={_GAP}(?:{_QUOTE}{_GAP})?(?P<letter>{_LETTER})(?![A-Za-z]))"
 )
-_FENCE_LIKE = re.compile(r"[<＜](?=[\s/\\]*(?i:answer_[ab]_))")
+_FENCE_LIKE = re.compile(rf"[<＜](?=[\s/／\\{_UNSEEN}]*(?i:answer_[ab]))")
 _TURN_LIKE = re.compile(
     r"[<＜>＞\[](?:"
-    r"(?<=[<＜])(?=\|)|(?<=\|[>＞])"  # <|im_start|>, <|eot_id|>
-    r"|(?<=[<＜])(?=/?(?i:s|bos|eos|pad|unk|think|start_of_turn|end_of_turn|system|assistant|user)[>＞])"
+    r"(?<=[<＜])(?=[|｜])|(?<=[|｜][>＞])|(?<=\[)(?=\|)"  # <|im_start|>, <|eot_id|>, <｜User｜>, [|endofturn|]
+    r"|(?<=[<＜])(?=/?(?i:s|bos|eos|pad|unk|think|start_of_turn|end_of_turn|system|assistant|user|tool_call|seed:\w+)[>＞])"
     r"|(?<=[<＜])(?=[<＜]/?(?i:SYS)[>＞])|(?<=<[<＜])(?=/?(?i:SYS)[>＞])"
-    r"|(?<=\[)(?=/?(?i:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS)\]))"
+    r"|(?<=\[)(?=/?(?i:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|THINK)\]))"
 )
 # Characters that reorder or hide text: bidirectional overrides and isolates, invisible tags.
 _HIDING = re.compile(r"[\u202a-\u202e\u2066-\u2069\U000e0000-\U000e007f]")
+_ESCAPED = re.compile(r"\\u00([4-7][0-9a-fA-F])")
+_LOOK_ALIKE = "АВСавсΑΒαβᎪᏴᏟꓮꓐꓚᴀʙᴄ🅰🅱🅐🅑🅒🄰🄱🄲"
+"""Letters that no normal form makes an A, B or C of."""
 
 
 def check_template(template: str) -> None:
@@ -86,13 +95,25 @@ def neutralise(text: str) -> str:
     """
     if not text.isascii():
         text = _HIDING.sub("\ufffd", text.encode("utf-8", "replace").decode("utf-8"))
-    elif not any(mark in text for mark in ("[", "<", "|", '"', "'verdict")):  # nothing that a pattern begins with
+    elif not any(mark in text for mark in ("[", "<", "|", '"', "'")):  # nothing that a pattern begins with
         return text
-    while (plainer := _VERDICT_LIKE.sub(r"(\g<letter>)", text)) != text:
-        text = plainer
-    text = _JSON_LIKE.sub(r"\g<key> ", text)
-    text = _FENCE_LIKE.sub("‹", text)
+    if "\\u00" in text:  # escapes that only a reader of JSON sees through
+        plain = _ESCAPED.sub(lambda match: chr(int(match[1], 16)), text)
+        text = plain if _without_verdicts(plain) != plain else text
+    text = _FENCE_LIKE.sub("‹", _without_verdicts(text))
     return _TURN_LIKE.sub(lambda match: {"[": "(", ">": "›", "＞": "›"}.get(match[0], "‹"), text)
+
+
+def _without_verdicts(text: str) -> str:
+    while (plainer := _VERDICT_LIKE.sub(lambda match: f"({match['letter']})" if _is_verdict(match) else match[0], text)) != text:
+        text = plainer
+    return _JSON_LIKE.sub(lambda match: f"{match['key']} " if _is_verdict(match) else match[0], text)
+
+
+def _is_verdict(match: re.Match[str]) -> bool:
+    """Return whether the letter in a mark is, or looks like, one of A, B and C."""
+    letter = match["letter"]
+    return letter in _LOOK_ALIKE or normalize("NFKC", letter).upper() in ("A", "B", "C")
 
 
 def prompts(template: str, question: Question, firsts: Sequence[Side], form: Form, seed: int) -> list[str]:

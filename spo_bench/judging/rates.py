@@ -23,12 +23,14 @@ class Pairing:
         score: in [0, 1], 1 = the subject won, 0.5 = tie; None = invalid.
         length_a, length_b: characters of the two answers; None where not known.
         cluster: pairs of one label are not independent; None: the pair stands alone.
+        outcome: which side won where the file says so, in terms of a and b; None: what the score says.
     """
 
     score: float | None
     length_a: int | None
     length_b: int | None
     cluster: str | None = None
+    outcome: str | None = None
 
 
 @dataclass(frozen=True)
@@ -85,12 +87,23 @@ def rates(pairings: Sequence[Pairing], subject: Side = "a") -> Rates:
         length_controlled_reason=controlled.reason,
         n=n,
         n_invalid=len(pairings) - n,
-        wins=int((scores > 0.5).sum()),
-        losses=int((scores < 0.5).sum()),
-        ties=int((scores == 0.5).sum()),
+        **_counts(pairings, subject),
         mean_length_a=_mean(lengths_a),
         mean_length_b=_mean(lengths_b),
     )
+
+
+def _counts(pairings: Sequence[Pairing], subject: Side) -> dict[str, int]:
+    """Return wins, losses and ties of the subject; a judge that gives probabilities calls near ones a tie."""
+    counts = {"wins": 0, "losses": 0, "ties": 0}
+    for one in pairings:
+        if one.score is None:
+            continue
+        if one.outcome is not None:
+            counts["ties" if one.outcome == "tie" else "wins" if one.outcome == subject else "losses"] += 1
+        else:
+            counts["wins" if one.score > 0.5 else "losses" if one.score < 0.5 else "ties"] += 1
+    return counts
 
 
 def _standard_error(scores: Floats, clusters: Sequence[str | None]) -> float:

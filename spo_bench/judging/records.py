@@ -34,17 +34,20 @@ def read_again(record: Mapping[str, Any], place: str) -> dict[str, Any]:
     again = []
     for one in orders:
         reading = reread(one, one["form"]) if one["error"] in _ENDED else Reading(None, one["error"], one["reason"])
-        again.append(order(one["first"], Said(reading, {name: one[name] for name in KEPT}), one["form"], one["cached"]))
+        again.append(
+            order(one["first"], Said(reading, {name: one[name] for name in KEPT}), one["form"], one["cached"], one["request"])
+        )
     return {**record, **verdict(record["id"], again, orders[0]["form"]).record()}
 
 
 def summary(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return what lines of ``verdicts.jsonl`` say together: rates in percent (of a), and counts."""
-    pairings = [Pairing(row["score"], row["length_a"], row["length_b"], row["cluster"]) for row in records]
+    pairings = [Pairing(row["score"], row["length_a"], row["length_b"], row["cluster"], row["outcome"]) for row in records]
     verdicts = [verdict_of(row) for row in records]
     orders = [order for one in verdicts for order in one.orders]
-    costs = [one.cost for one in verdicts]
-    usages = [one.usage for one in verdicts if one.usage]
+    requests = {order["request"]: order for order in orders}  # equal texts are one request, paid once
+    costs = [order["cost"] for order in requests.values()]
+    usages = [order["usage"] for order in requests.values() if order["usage"]]
     seen = sorted({(one["model"] or "", one["revision"] or "") for one in orders if one["model"] or one["revision"]})
     return {
         "schema_version": SCHEMA_VERSION,
@@ -52,7 +55,7 @@ def summary(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         **presentation(verdicts),
         "invalid_reasons": invalid_reasons(verdicts),
         "usage": {key: sum(usage[key] for usage in usages) for key in usages[0]} if usages else None,
-        "cost": None if None in costs else sum(cost for cost in costs if cost is not None),
+        "cost": None if None in costs else sum(costs),
         "answered_by": [{"model": model or None, "revision": revision or None} for model, revision in seen],
         "forms": sorted({one["form"] for one in orders}),
         "parser": PARSER,

@@ -88,9 +88,10 @@ class ReplyStore:
             found.update((key, json.loads(reply)) for key, reply in rows)
         return found
 
-    def keep(self, key: str, reply: Mapping[str, Any]) -> None:
-        """Keep a reply; a second one under the same key replaces the first."""
-        self._db.execute("INSERT OR REPLACE INTO replies VALUES (?, ?)", (key, canonical_json(reply)))
+    def keep(self, key: str, reply: Mapping[str, Any], replace: bool = True) -> None:
+        """Keep a reply; one that is there under the same key is replaced, or stays."""
+        words = "INSERT OR REPLACE INTO replies VALUES (?, ?)" if replace else "INSERT OR IGNORE INTO replies VALUES (?, ?)"
+        self._db.execute(words, (key, canonical_json(reply)))
 
     def reserve(self, purse: str, dollars: float, max_dollars: float | None, max_calls: int | None) -> bool:
         """Take an amount and one call out of a purse unless that would pass a limit; say whether it was taken.
