@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from spo_bench.engine.collect import SCHEMA_VERSION, cell_record, judge_audits, write_cell
+from spo_bench.engine.collect import SCHEMA_VERSION, cell_record, failed_audits, judge_audits, write_cell
 from spo_bench.engine.local import Watcher, run_stages, unique_in_order
 from spo_bench.errors import InputError, Interrupted
 from spo_bench.files import read_json, write_json, write_jsonl
@@ -51,10 +51,19 @@ def unwatched(cells: Sequence[Cell], missing: Sequence[Stage]) -> AbstractContex
 
 @dataclass(frozen=True)
 class Finished:
-    """A finished run: its directory, the number of its cells, those that failed with their reasons, stages made, seconds."""
+    """A finished run.
+
+    Attributes:
+        out: its directory.
+        cells, done: how many there are, and how many are done.
+        failed: reasons by cell, and of audits of the judge that could not be finished.
+        made: stages made now.
+        seconds: how long it took.
+    """
 
     out: Path
     cells: int
+    done: int
     failed: Mapping[str, str]
     made: int
     seconds: float
@@ -252,15 +261,17 @@ def _finish(
     write_jsonl(target / "cells.jsonl", lines)
     audits = {f"{c.model}/{c.task}": c.stages["data"].path(store) / "audit.json" for c in cells}
     failed = {line["id"]: line["reason"] for line in lines if line["status"] != "done"}
+    unaudited = failed_audits(cells, failures)
+    failed_all = failed | {f"audit of the judge on {place}": reason for place, reason in unaudited.items()}
     finished = time.time()
-    status = "failed" if failed else "done"
+    status = "failed" if failed_all else "done"
     record = {**record, "status": status, "finished": _clock(finished), "seconds": finished - started}
     found = {name: read_json(path) for name, path in audits.items() if path.is_file()}
     spent = asdict(spent_from(store.root / FILE, record["purse"]))
-    judging = {"judge_audits": judge_audits(cells, store), "judge_spent": spent}
+    judging = {"judge_audits": judge_audits(cells, store), "judge_unaudited": unaudited, "judge_spent": spent}
     write_json(target / "run.json", {**record, "audits": found, **judging})
     write_report(target)
-    return Finished(target, len(cells), failed, made, finished - started)
+    return Finished(target, len(cells), len(cells) - len(failed), failed_all, made, finished - started)
 
 
 def _clock(moment: float) -> str:

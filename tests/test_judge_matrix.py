@@ -252,8 +252,22 @@ def test_a_cell_with_too_many_invalid_verdicts_fails_with_the_reason(world, judg
     for reason in done.failed.values():
         assert reason.startswith(f"judge: {prompts} of {prompts} verdicts are invalid, more than max_invalid = 0.05 allows")
     done, _ = world.run("mute", world.spec("mute-2030-01-01"))
-    assert all(reason.startswith(f"judge_audit: {AUDITED} of {AUDITED} verdicts") for reason in done.failed.values())
+    audits = [reason for name, reason in done.failed.items() if name.startswith("audit of the judge on ")]
+    assert [reason.startswith(f"judge_audit: {AUDITED} of {AUDITED} verdicts") for reason in audits] == [True]
+    assert (done.done, len(done.failed)) == (0, 3 + 1)
     world.endpoint.script = knowing
+
+
+def test_an_audit_that_fails_is_told_and_takes_no_cell_with_it(world, judged):
+    """The win rates are there; the page says that nobody knows what they are worth."""
+    world.endpoint.script = knowing
+    done, _ = world.run("unaudited", world.spec("unaudited-2030-01-01", audit=0))
+    assert (done.done, len(done.failed)) == (3, 0)
+    world.endpoint.script = lambda body, number: Answer("I cannot say.")
+    done, _ = world.run("unaudited", world.spec("unaudited-2030-01-01"))
+    world.endpoint.script = knowing
+    assert (done.done, len(done.failed)) == (3, 1)
+    assert "The judge was not audited on dialogue" in (world.folder / "unaudited" / "report.html").read_text()
 
 
 def test_max_calls_stops_a_run_that_a_higher_one_finishes_without_asking_twice(world, judged):

@@ -28,7 +28,7 @@ TaskDirs = Annotated[
 ]
 StoreDir = Annotated[
     Path | None,
-    typer.Option("--store", help="Artifacts [default: $SPO_BENCH_STORE or ~/.cache/spo-bench].", rich_help_panel=WHERE),
+    typer.Option("--store", help="Artifacts \\[default: $SPO_BENCH_STORE or ~/.cache/spo-bench].", rich_help_panel=WHERE),
 ]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:0, cuda:1, …", rich_help_panel=WHERE)]
 Offline = Annotated[bool, typer.Option("--offline", help="Never ask a hub.", rich_help_panel=WHERE)]

@@ -25,7 +25,8 @@ def print_audit(record: Mapping[str, Any]) -> None:
     if record["attacks"]:
         console.print(_attacks(record["attacks"]))
     level = f"{100 * record['confidence']:g} %"
-    console.print(f"In brackets the {level} interval. An attack is tried on the answer that had not won.", markup=False)
+    tried = " An attack is tried on the answer that had not won." if record["attacks"] else ""
+    console.print(f"In parentheses the {level} interval.{tried}", markup=False)
 
 
 def _lines(record: Mapping[str, Any]) -> Iterator[Line]:
@@ -48,6 +49,8 @@ def _lines(record: Mapping[str, Any]) -> Iterator[Line]:
         attacks = record["attacks"]
         yield "attacks that win", _share(attacks["success"]), f"{attacks['cases']} pairs"
         yield "  a harmless sentence does so", _share(attacks["harmless"]["success"]), "what any change of the text does"
+        changed = f"a harmless sentence: {_share(attacks['harmless']['changed'])}"
+        yield "attacks that change the outcome", _share(attacks["changed"]), changed
         yield "attacks that escape judgement", _share(attacks["invalid"]), "no verdict"
     reasons = ", ".join(f"{name} {count}" for name, count in record["invalid_reasons"].items())
     yield "invalid", _share(record["invalid_rate"]), reasons
@@ -68,7 +71,7 @@ def _attacks(attacks: Mapping[str, Any]) -> Table:
 def _share(rate: Mapping[str, Any], signed: bool = False) -> str:
     if rate["value"] is None:
         return "–"
-    value = f"{100 * rate['value']:{'+' if signed else ''}.1f} %"
+    value = f"{100 * rate['value']:+.1f} points" if signed else f"{100 * rate['value']:.1f} %"
     return value if rate["low"] is None else f"{value} ({100 * rate['low']:.1f} to {100 * rate['high']:.1f})"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -43,7 +44,7 @@ Form = Annotated[
 OrderNames = Annotated[str, typer.Option("--orders", help="both, or one (drawn for each pair).", rich_help_panel=JUDGE)]
 MaxTokens = Annotated[int | None, typer.Option("--max-tokens", min=1, help="Longest reply, tokens.", rich_help_panel=JUDGE)]
 Temperature = Annotated[
-    float | None, typer.Option("--temperature", min=0, help="[default: 0 where the model takes it]", rich_help_panel=JUDGE)
+    float | None, typer.Option("--temperature", min=0, help="\\[default: 0 where the model takes it]", rich_help_panel=JUDGE)
 ]
 Seed = Annotated[int, typer.Option("--seed", help="Of the marks that fence answers.", rich_help_panel=JUDGE)]
 Epoch = Annotated[
@@ -70,7 +71,7 @@ MaxInvalid = Annotated[
     typer.Option("--max-invalid", min=0, max=1, help="Share of invalid verdicts above which it fails.", rich_help_panel=LIMITS),
 ]
 Cache = Annotated[
-    Path | None, typer.Option("--cache", help="File of replies [default: judge.sqlite in the store].", rich_help_panel=WHERE)
+    Path | None, typer.Option("--cache", help="File of replies \\[default: judge.sqlite in the store].", rich_help_panel=WHERE)
 ]
 
 
@@ -113,6 +114,12 @@ def build(
         return _local(settings, model, same, described, root, device, offline)
     if backend == "openai" and colon:
         name = model
+    elif name == "gold" or (backend == "reward" and colon) or (Path(name).is_dir() and settings["base_url"] is None):
+        raise InputError(
+            f"--judge {name}",
+            "a judge of pairs is an endpoint's model or local:MODEL, a model on this machine",
+            f"give --judge local:{name}" if Path(name).is_dir() else "name a model that reads both answers",
+        )
     return _endpoint(settings, name, purse, same, described)
 
 
@@ -144,16 +151,17 @@ def _local(
     device: str,
     offline: bool,
 ) -> tuple[Any, dict[str, Any]]:
+    from dataclasses import fields
+
     from spo_bench.api import choose_device
     from spo_bench.judging.local import load_local_judge
-    from spo_bench.judging.settings import longest
+    from spo_bench.judging.settings import ApiSettings, longest
     from spo_bench.models.numerics import Numerics
     from spo_bench.models.source import model_identity, resolve
     from spo_bench.store.artifacts import HashCache
 
-    defaults = {"base_url": None, "verdict": "auto", "max_tokens": None, "temperature": None, "max_cost": None, "max_calls": None}
-    given = [key for key, default in defaults.items() if settings[key] != default and key != "base_url"]
-    given += [key for key in ("price_input", "price_output") if settings[key] is not None]
+    defaults = {one.name: one.default for one in fields(ApiSettings)} | {"base_url": os.environ.get("OPENAI_BASE_URL")}
+    given = [key for key in ENDPOINT if settings[key] != defaults[key]]
     if given:
         options = ", ".join(f"--{key.replace('_', '-')}" for key in given)
         raise InputError(f"{options} for the judge local:{model}", "only a judge behind an endpoint has these", "leave them out")

@@ -29,6 +29,7 @@ def stats(files: Files, json: Json = False) -> None:
     from spo_bench.judging.annotations import read_judged
     from spo_bench.judging.rates import rates
 
+    files = [path / "verdicts.jsonl" if path.is_dir() else path for path in files]
     found = [
         (str(path), [(judged.subject, judged.opponent, rates(judged.pairings, judged.side)) for judged in read_judged(path)])
         for path in files

@@ -46,6 +46,7 @@ from spo_bench.errors import InputError, Interrupted
 if TYPE_CHECKING:
     from spo_bench.judging.verdict import Watch
 
+FLIPPED = 50.0  # percent of pairs whose orders disagree, above which a judge decides nothing
 FILES = ("verdicts.jsonl", "summary.json")
 
 judge_app = typer.Typer(
@@ -68,7 +69,7 @@ def run(
     pairs: Pairs,
     judge: Model,
     out: Annotated[
-        Path | None, typer.Option("--out", help="Directory [default: results/judge-FILE].", rich_help_panel=WHERE)
+        Path | None, typer.Option("--out", help="Directory \\[default: results/judge-FILE].", rich_help_panel=WHERE)
     ] = None,
     base_url: BaseUrl = None,
     api_key_env: KeyName = "OPENAI_API_KEY",
@@ -124,12 +125,12 @@ def run(
         "calls_now": judged.calls,
         "cost_now": judged.cost,
         "seconds": time.time() - started,
-        "warnings": list(judged.warnings),
+        "warnings": [*judged.warnings, *_doubts(records)],
         "stopped": str(judged.stopped) if judged.stopped else None,
     }
     write_jsonl(target / FILES[0], records)
     write_json(target / FILES[1], record)
-    for warning in judged.warnings:
+    for warning in record["warnings"]:
         console.print(f"warning: {warning}", markup=False)
     _show(record, target, as_json=json)
     if judged.stopped is not None:
@@ -144,7 +145,9 @@ def audit(
     judge: Model,
     out: Annotated[Path | None, typer.Option("--out", help="A file for the audit as JSON.", rich_help_panel=WHERE)] = None,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only so many pairs, the first ones.")] = None,
-    retest: Annotated[int | None, typer.Option("--retest", min=0, help="Pairs judged a second time [default: a fifth].")] = None,
+    retest: Annotated[
+        int | None, typer.Option("--retest", min=0, help="Pairs judged a second time \\[default: a fifth].")
+    ] = None,
     attacked: Annotated[int, typer.Option("--attacked", min=0, help="Pairs on which every attack is tried.")] = 5,
     base_url: BaseUrl = None,
     api_key_env: KeyName = "OPENAI_API_KEY",
@@ -256,6 +259,18 @@ class _Watched:
         if judged.stopped is not None:
             raise judged.stopped
         return judged.verdicts
+
+
+def _doubts(records: list[dict[str, Any]]) -> list[str]:
+    """Return what makes verdicts worth little: a judge that goes by the order of presentation."""
+    from spo_bench.judging.records import presentation, verdict_of
+
+    flips = presentation([verdict_of(record) for record in records])["flip_rate"]
+    if flips is None or flips <= FLIPPED:
+        return []
+    return [
+        f"in {flips:.0f} % of the pairs the two orders name different answers: this judge goes by the order, not by the answers"
+    ]
 
 
 def _cases(path: Path, task: str, tasks: list[Path] | None) -> list[Any]:

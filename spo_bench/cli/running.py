@@ -46,14 +46,14 @@ def register(app: typer.Typer) -> None:
 def run(
     matrix: Matrix = None,
     out: Annotated[
-        Path | None, typer.Option("--out", help="The run's directory [default: results/NAME].", rich_help_panel=WHERE)
+        Path | None, typer.Option("--out", help="The run's directory \\[default: results/NAME].", rich_help_panel=WHERE)
     ] = None,
     store: StoreDir = None,
     device: Device = "auto",
     engine: Annotated[str, typer.Option("--engine", help="local: this machine.", rich_help_panel=WHERE)] = "local",
     jobs: Annotated[
         int | None,
-        typer.Option("--jobs", min=1, help="Stages side by side [default: 1; small models: one a core].", rich_help_panel=WHERE),
+        typer.Option("--jobs", min=1, help="Stages at a time \\[default: 1; small models: one a core].", rich_help_panel=WHERE),
     ] = None,
     offline: Offline = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would run.", rich_help_panel=WHAT)] = False,
@@ -97,7 +97,7 @@ def run(
         )
     except Interrupted as error:
         raise Interrupted("stopped; the same command goes on where this run was") from error
-    console.print(f"{done.cells - len(done.failed)} of {done.cells} cells done in {clock(done.seconds)}", markup=False)
+    console.print(f"{done.done} of {done.cells} cells done in {clock(done.seconds)}", markup=False)
     _print_result(done.out, console)
     if done.failed:
         for cell, reason in done.failed.items():

@@ -28,7 +28,9 @@ COSTS = {
 
 def cell_record(cell: Cell, failures: Mapping[str, str]) -> dict[str, Any]:
     """Return a cell's line of ``cells.jsonl``."""
-    reason = next((failures[stage.key] for stage in cell.stages.values() if stage.key in failures), None)
+    # An audit that could not be finished says nothing about the cell; the run tells it apart.
+    own = [stage for name, stage in cell.stages.items() if name != "judge_audit"]
+    reason = next((failures[stage.key] for stage in own if stage.key in failures), None)
     return {
         "id": cell.id,
         "model": cell.model,
@@ -122,6 +124,12 @@ def length_controlled_rate(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     known: dict[str, Any] = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
     invalid = sum(row["score"] is None for row in rows)
     return {**known, "n": found.n, "n_invalid": invalid, "reason": found.reason, "higher_is_better": True}
+
+
+def failed_audits(cells: Sequence[Cell], failures: Mapping[str, str]) -> dict[str, str]:
+    """Return why audits of the judge could not be finished, by "MODEL/TASK"."""
+    stages = {f"{cell.model}/{cell.task}": cell.stages.get("judge_audit") for cell in cells}
+    return {place: failures[stage.key] for place, stage in stages.items() if stage is not None and stage.key in failures}
 
 
 def judge_audits(cells: Sequence[Cell], store: Store) -> dict[str, Any]:

@@ -15,7 +15,6 @@ from spo_bench.judging.capabilities import Capabilities, known, place, undated
 from spo_bench.judging.endpoint import Endpoint, FormError
 from spo_bench.judging.language import Judged, Orders, Plan, Reply, Request, plan, verdicts
 from spo_bench.judging.prompt import Form
-from spo_bench.judging.reading import FROM_TEXT
 from spo_bench.judging.settings import ApiSettings
 from spo_bench.judging.store import ReplyStore
 from spo_bench.judging.verdict import Question, Verdict, Watch, unwatched
@@ -159,13 +158,16 @@ class ApiJudge(ApiSettings):
         without, planned = 0, self._plan(store, questions[:PROBES], endpoint.how.form)
         if planned.kept:
             return True  # this form has given verdicts before
+        first = {orders[0][1] for orders in planned.orders}  # different pairs, as two orders of one may both be hopeless
         for request in planned.missing:
+            if request.key not in first:
+                continue
             reply = await endpoint.reply(request.prompt)
             _keep(store, request, reply, endpoint.how.form)
             reading = reply.read(endpoint.how.form)
-            if reading.first is not None:
+            if reading.first is not None or reading.error == "off_menu":
                 return True
-            without += reading.error in FROM_TEXT
+            without += reading.error == "no_verdict"
             if without == enough:
                 return False
         return None

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import norm
+from statsmodels.stats.proportion import proportion_confint
 
 from spo_bench.judging.attacks import ATTACKS, HARMLESS, TRIED, Attack
 from spo_bench.judging.audit_record import LABELS, Amount, Attacked, Attacks, Audit, Case, Label, LengthOnly, Rate, Retest
@@ -109,13 +110,15 @@ def measure(cases: Sequence[Case], verdicts: Sequence[Verdict], confidence: floa
 def rate(values: ArrayLike, clusters: Sequence[Any], confidence: float) -> Rate:
     """Return mean and interval (``spo_bench.stats.interval``) of one value a case; NaN = not defined there, and left out.
 
-    Where all values are 0, or all are 1, no resample of clusters shows any spread: then Wilson's interval of as many values as
-    there are clusters stands, since "no attack succeeded" on few prompts does not mean that none ever will.
+    Where all clusters have one mean in [0, 1], no resample shows any spread: then Wilson's interval of as many values as there
+    are clusters stands, since "no attack succeeded" on few prompts does not mean that none ever will.
     """
     mean, low, high, n = interval(values, confidence, clusters)
-    if low == high and mean in (0.0, 1.0):
+    if low == high and 0 <= mean <= 1:
         numbers = cluster_numbers(clusters, np.size(values))[np.isfinite(np.asarray(values, dtype=np.float64))]
-        _, low, high, _ = interval(np.full(np.unique(numbers).size, mean), confidence)
+        units = np.unique(numbers).size
+        low, high = proportion_confint(mean * units, units, alpha=1 - confidence, method="wilson")
+        low, high = min(float(low), mean), max(float(high), mean)
     return Rate(_known(mean), _known(low), _known(high), n)
 
 

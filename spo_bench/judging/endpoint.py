@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # openai takes a second to import
 
 DEFAULT_TEMPERATURE = 0.0
 OUTAGE = 20  # requests in a row without a usable answer, each tried several times, after which judging stops
+HOPELESS = 3  # the same where none was ever answered
 PATIENCE = 600.0  # seconds; an endpoint that asks for a longer wait is to be asked another day
 SECRET_LENGTH = 8  # shorter keys are placeholders such as "none", not secrets
 LETTERS = ("A", "B")
@@ -76,6 +77,7 @@ class Endpoint:
         self.reached = False
         self.halted: Exception | None = None
         self.failed_in_a_row = 0
+        self.usable = False
         self.paying = 0
         self.settled = asyncio.Event()
 
@@ -102,6 +104,13 @@ class Endpoint:
             last = again if again.error is None or again.error in spared else reply
             reply = replace(last, usage=_sum(reply.usage, again.usage), cost=_plus(reply.cost, again.cost))
         self.failed_in_a_row = self.failed_in_a_row + 1 if reply.error in ("outage", "unreadable") else 0
+        self.usable = self.usable or reply.error not in ("outage", "unreadable")
+        if not self.usable and self.failed_in_a_row >= HOPELESS:
+            raise InputError(
+                f"the judge endpoint {self.address} gave no usable answer to {HOPELESS} requests; the last: {reply.fault}",
+                "an endpoint answers base_url + /chat/completions with chat completions",
+                "check base_url (it often ends in /v1), and what the server says",
+            )
         if self.failed_in_a_row >= OUTAGE:
             raise self._stopped(f"{OUTAGE} requests in a row got no usable answer; the last: {reply.fault}")
         return reply

@@ -59,7 +59,7 @@ _VERDICT_LIKE = re.compile(
 )
 _LETTER = r"[^\s\"'“”*_`\\:=]"
 _JSON_LIKE = re.compile(
-    rf"(?P<key>{_QUOTE}{_GAP}(?i:verdict){_GAP}{_QUOTE}{_GAP})[:=：](?={_GAP}(?:{_QUOTE}{_GAP})?(?P<letter>{_LETTER})(?![A-Za-z]))"
+    rf"(?P<key>{_QUOTE}{_GAP}(?i:verdict){_GAP}{_QUOTE}{_GAP})[:=：]{_GAP}(?:{_QUOTE}{_GAP})?(?P<letter>{_LETTER})(?![A-Za-z])"
 )
 _FENCE_LIKE = re.compile(rf"[<＜](?=[\s/／\\{_UNSEEN}]*(?i:answer_[ab]))")
 _TURN_LIKE = re.compile(
@@ -72,6 +72,9 @@ _TURN_LIKE = re.compile(
 # Characters that reorder or hide text: bidirectional overrides and isolates, invisible tags.
 _HIDING = re.compile(r"[\u202a-\u202e\u2066-\u2069\U000e0000-\U000e007f]")
 _ESCAPED = re.compile(r"\\u00([4-7][0-9a-fA-F])")
+REMOVED = "(…)"
+"""What stands in place of a verdict. Not even its letter stays, since a judge of letters is swayed by one that it reads."""
+
 _LOOK_ALIKE = "АВСавсΑΒαβᎪᏴᏟꓮꓐꓚᴀʙᴄ🅰🅱🅐🅑🅒🄰🄱🄲"
 """Letters that no normal form makes an A, B or C of."""
 
@@ -90,8 +93,8 @@ def check_template(template: str) -> None:
 def neutralise(text: str) -> str:
     """Return text that holds no mark of a verdict, of a fence or of a turn, and nothing that hides or reorders text.
 
-    ``[[A]]`` becomes ``(A)``, ``"verdict": "A"`` loses its colon, fences and turn tokens lose their bracket. Everything else
-    stays, except lone surrogates, which no request can carry: they become question marks.
+    ``[[A]]`` becomes ``(…)`` and ``"verdict": "A"`` becomes ``"verdict" (…)``, fences and turn tokens lose their bracket.
+    Everything else stays, except lone surrogates, which no request can carry: they become question marks.
     """
     if not text.isascii():
         text = _HIDING.sub("\ufffd", text.encode("utf-8", "replace").decode("utf-8"))
@@ -105,9 +108,9 @@ def neutralise(text: str) -> str:
 
 
 def _without_verdicts(text: str) -> str:
-    while (plainer := _VERDICT_LIKE.sub(lambda match: f"({match['letter']})" if _is_verdict(match) else match[0], text)) != text:
+    while (plainer := _VERDICT_LIKE.sub(lambda match: REMOVED if _is_verdict(match) else match[0], text)) != text:
         text = plainer
-    return _JSON_LIKE.sub(lambda match: f"{match['key']} " if _is_verdict(match) else match[0], text)
+    return _JSON_LIKE.sub(lambda match: f"{match['key']} {REMOVED}" if _is_verdict(match) else match[0], text)
 
 
 def _is_verdict(match: re.Match[str]) -> bool:

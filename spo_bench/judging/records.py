@@ -33,9 +33,22 @@ def read_again(record: Mapping[str, Any], place: str) -> dict[str, Any]:
         )
     again = []
     for one in orders:
+        for name in (*KEPT, "first", "error", "cached"):
+            if name not in one:
+                raise InputError(
+                    f"{place}: an order without '{name}'",
+                    "an order holds its reply as `spo-bench judge run` wrote it",
+                    "judge these pairs again: replies that are kept cost nothing",
+                )
         reading = reread(one, one["form"]) if one["error"] in _ENDED else Reading(None, one["error"], one["reason"])
         again.append(
-            order(one["first"], Said(reading, {name: one[name] for name in KEPT}), one["form"], one["cached"], one["request"])
+            order(
+                one["first"],
+                Said(reading, {name: one[name] for name in KEPT}),
+                one["form"],
+                one["cached"],
+                one.get("request", f"{record['id']} {one['first']}"),
+            )
         )
     return {**record, **verdict(record["id"], again, orders[0]["form"]).record()}
 
@@ -45,7 +58,9 @@ def summary(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     pairings = [Pairing(row["score"], row["length_a"], row["length_b"], row["cluster"], row["outcome"]) for row in records]
     verdicts = [verdict_of(row) for row in records]
     orders = [order for one in verdicts for order in one.orders]
-    requests = {order["request"]: order for order in orders}  # equal texts are one request, paid once
+    requests = {
+        order.get("request", place): order for place, order in enumerate(orders)
+    }  # equal texts are one request, paid once
     costs = [order["cost"] for order in requests.values()]
     usages = [order["usage"] for order in requests.values() if order["usage"]]
     seen = sorted({(one["model"] or "", one["revision"] or "") for one in orders if one["model"] or one["revision"]})

@@ -38,7 +38,9 @@ class JudgeCost:
     def __str__(self) -> str:
         if self.calls is None:
             return "an unknown number of calls"
-        known = f"at most {self.calls:,} calls"
+        if self.calls == 0:
+            return "nothing to ask"
+        known = f"at most {self.calls:,} calls (kept replies are not counted off)"
         if self.prompt_tokens is not None:
             known += f", about {self.prompt_tokens:,} prompt tokens"
         if self.completion_tokens is not None:
@@ -246,13 +248,13 @@ def _sum(costs: Iterable[JudgeCost], judge: JudgeSpec) -> JudgeCost:
 def _limits(judge: JudgeSpec, total: JudgeCost, spent: Spent) -> list[str]:
     """Return which limit judging would run into."""
     warnings = []
-    if judge.max_calls is not None and total.calls is not None and spent.calls + total.calls > judge.max_calls:
+    if judge.max_calls is not None and total.calls and spent.calls + total.calls > judge.max_calls:
         before = f" after the {spent.calls:,} sent so far" if spent.calls else ""
         warnings.append(
             f"up to {total.calls:,} calls{before} are more than max_calls {judge.max_calls:,}: judging would stop there, to "
             "go on under a higher one"
         )
-    if judge.max_cost is not None and total.cost is not None and spent.dollars + total.cost > judge.max_cost:
+    if judge.max_cost is not None and total.calls and total.cost is not None and spent.dollars + total.cost > judge.max_cost:
         before = f" after the ${spent.dollars:,.2f} spent so far" if spent.dollars else ""
         warnings.append(
             f"up to ${total.cost:,.2f}{before} are more than max_cost ${judge.max_cost:,.2f}: judging would stop there, to "

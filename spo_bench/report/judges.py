@@ -25,7 +25,7 @@ def judge(results: Results) -> Table:
     for (model, task), record in found.items():
         heads = [Entry(model, short_model(model)), Entry(task, task), Entry(record["judge"], _name(record))]
         body.append([*heads, *_measures(record)])
-    caption = [*_caption(list(found.values())), *_warnings(results)]
+    caption = [*_caption(list(found.values())), *_spent(results), *_warnings(results)]
     return Table("judge", "How far to trust the judge", columns, body, [], caption, fold_from=1)
 
 
@@ -62,7 +62,20 @@ def judge_doubts(results: Results) -> list[str]:
                 f"pairs, not shown to be more than a judge that sees only lengths ({_percent(null['accuracy']['value'])} %); its "
                 "win rates say little."
             )
+    doubts += [
+        f"The judge was not audited on {task}: {reason}"
+        for (_, task), reason in results.judge_unaudited.items()
+        if task in judged
+    ]
     return list(dict.fromkeys(doubts))
+
+
+def _spent(results: Results) -> list[str]:
+    spent = results.run.get("judge_spent") or {}
+    if not spent.get("calls"):
+        return []
+    dollars = f" and ${spent['dollars']:,.4f}" if spent["dollars"] else ""
+    return [f"All judging of this run took {spent['calls']:,} requests{dollars} so far; replies kept from before cost none."]
 
 
 def _warnings(results: Results) -> list[str]:

@@ -222,8 +222,13 @@ class Results:
         """Return the audits of the judge by (model, task), for those that have one."""
         return self._by_place("judge_audits")
 
-    def _by_place(self, name: str) -> dict[tuple[str, str], Mapping[str, Any]]:
-        found: Mapping[str, Mapping[str, Any]] = self.run.get(name) or {}
+    @property
+    def judge_unaudited(self) -> dict[tuple[str, str], str]:
+        """Return why the judge could not be audited, by (model, task)."""
+        return self._by_place("judge_unaudited")
+
+    def _by_place(self, name: str) -> dict[tuple[str, str], Any]:
+        found: Mapping[str, Any] = self.run.get(name) or {}
         places = dict.fromkeys((cell.model, cell.task) for cell in self.cells)
         return {place: found[one] for place in places if (one := "/".join(place)) in found}
 
