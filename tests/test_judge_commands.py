@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from typing import Any
 
 from endpoint import Answer, Endpoint, fair, said, shown
@@ -12,7 +13,8 @@ from judge_command import (
     written,
 )
 
-from spo_bench.files import read_json
+from spo_bench.files import read_json, read_jsonl
+from spo_bench.judging.attacks import TRIED
 
 # -- audits -------------------------------------------------------------------------------------------------------------------
 
@@ -26,6 +28,12 @@ def test_the_audit_of_a_fair_judge(serve, tmp_path):
     assert found == read_json(tmp_path / "audit.json")
     assert (found["cases"], found["accuracy"]["value"], found["position_flip_rate"]["value"]) == (12, 1.0, 0.0)
     assert (found["retest"]["asked"], found["retest"]["same_outcome"]["value"]) == (2, 1.0)
+    lines = list(read_jsonl(tmp_path / "audit.verdicts.jsonl"))
+    assert Counter(("!" in line["id"], line["epoch"]) for line in lines) == {
+        (False, 0): 12,
+        (True, 0): 2 * len(TRIED),
+        (False, 1): 2,
+    }
     attacks = found["attacks"]
     assert attacks["cases"] == 2
     assert {one["asked"] for one in attacks["each"].values()} == {2}

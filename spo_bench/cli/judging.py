@@ -143,7 +143,7 @@ def run(
 def audit(
     pairs: Pairs,
     judge: Model,
-    out: Annotated[Path | None, typer.Option("--out", help="A file for the audit as JSON.", rich_help_panel=WHERE)] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="A JSON file; its verdicts beside it.", rich_help_panel=WHERE)] = None,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only so many pairs, the first ones.")] = None,
     retest: Annotated[
         int | None, typer.Option("--retest", min=0, help="Pairs judged a second time \\[default: a fifth].")
@@ -180,7 +180,7 @@ def audit(
     """
     from spo_bench.api import check_writable
     from spo_bench.cli.judge_audit import print_audit
-    from spo_bench.files import write_json
+    from spo_bench.files import write_json, write_jsonl
     from spo_bench.judging.audit import audit as measure
 
     console = Console(stderr=True, highlight=False)
@@ -194,13 +194,13 @@ def audit(
     asked, described = build(settings, judge, purse, store, device, offline, tasks)
     again = len(cases) // 5 if retest is None else retest
     with _watch(console) as watch:
-        found = measure(
-            _Watched(asked, watch), cases, again=_Watched(replace(asked, epoch=epoch + 1), watch), retest=again, attacked=attacked
-        )
+        first, second = _Watched(asked, watch), _Watched(replace(asked, epoch=epoch + 1), watch)
+        found = measure(first, cases, again=second, retest=again, attacked=attacked)
     warnings = _warnings(asked)
     record = {"judge": described, "warnings": warnings, **found.record()}
     if out is not None:
         write_json(out, record)
+        write_jsonl(out.with_suffix(".verdicts.jsonl"), first.records + second.records)
     if json:
         print_json(record)
     else:
@@ -248,16 +248,21 @@ def reparse(
 
 
 class _Watched:
-    """A judge whose progress is shown; the audit asks it several times."""
+    """A judge whose progress is shown and whose verdicts are written down; the audit asks it several times."""
 
     def __init__(self, judge: Any, watch: Watch) -> None:
         self.judge, self.watch = judge, watch
+        self.records: list[dict[str, Any]] = []
 
     def compare(self, questions: Any) -> Any:
         """Return one verdict a question; raises what stopped the judge."""
+        from spo_bench.judging.verdict import verdict_record
+
         judged = self.judge.judge(questions, self.watch)
         if judged.stopped is not None:
             raise judged.stopped
+        found = zip(questions, judged.verdicts, strict=True)
+        self.records += [{**verdict_record(*one), "epoch": self.judge.epoch} for one in found]
         return judged.verdicts
 
 

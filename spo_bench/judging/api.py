@@ -159,9 +159,9 @@ class ApiJudge(ApiSettings):
         if planned.kept:
             return True  # this form has given verdicts before
         first = {orders[0][1] for orders in planned.orders}  # different pairs, as two orders of one may both be hopeless
-        for request in planned.missing:
-            if request.key not in first:
-                continue
+        tried = [request for request in planned.missing if request.key in first]
+        enough = min(enough, len(tried))
+        for request in tried:
             reply = await endpoint.reply(request.prompt)
             _keep(store, request, reply, endpoint.how.form)
             reading = reply.read(endpoint.how.form)

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from spo_bench.errors import StageError
-from spo_bench.files import write_json
+from spo_bench.files import write_json, write_jsonl
 from spo_bench.judging.audit import audit
 from spo_bench.judging.audit_record import Audit, Case
 from spo_bench.judging.language import too_many_invalid
 from spo_bench.judging.pairs import case_of
-from spo_bench.judging.verdict import Judge, Question, Verdict, by_value
+from spo_bench.judging.verdict import Judge, Question, Verdict, by_value, verdict_record
 from spo_bench.models.reward import load_reward_model, score_answers
 from spo_bench.stages.base import Work
 from spo_bench.stages.data import as_row, load_split
@@ -23,6 +23,8 @@ PASSING = ("outage", "unreadable")  # faults of the endpoint; other invalid verd
 
 def run(work: Work) -> None:
     """Write ``audit.json``: the record of ``spo_bench.judging.audit.Audit`` for the task's first evaluation pairs.
+
+    A judge that reads texts leaves ``verdicts.jsonl`` too: on the pairs, on the attacks (``ID!ATTACK``), and once more (epoch 1).
 
     Config: judge {kind: reward|local|openai, ...}, rows (how many pairs), and for a judge that reads texts retest (the share of
     them that is judged twice) and attacked (on how many the attacks are tried); for kinds local and reward numerics, for kind
@@ -50,12 +52,14 @@ class _Asked:
     judge: Judge
     max_invalid: float
     rounds: list[list[Verdict]] = field(default_factory=list)
+    records: list[dict[str, Any]] = field(default_factory=list)
 
     def compare(self, questions: Sequence[Question]) -> list[Verdict]:
         verdicts = self.judge.compare(questions)
         if not self.rounds and (fault := too_many_invalid(verdicts, self.max_invalid)):
             raise StageError(fault)
         self.rounds.append(verdicts)
+        self.records.extend(verdict_record(*one) for one in zip(questions, verdicts, strict=True))
         return verdicts
 
 
@@ -66,6 +70,7 @@ def _asked(work: Work, rows: Sequence[Mapping[str, Any]]) -> tuple[Audit, int]:
     again = _Asked(replace(judge, epoch=judge.epoch + 1), 1.0)  # so few cases say little about a share
     retest = int(work.config["retest"] * len(cases))
     found = audit(first, cases, again=again, retest=retest, attacked=work.config["attacked"])
+    write_jsonl(work.out / "verdicts.jsonl", [*first.records, *({**record, "epoch": 1} for record in again.records)])
     on_cases = [verdict for verdicts in (*first.rounds[:1], *again.rounds) for verdict in verdicts]
     on_attacks = [verdict for verdicts in first.rounds[1:] for verdict in verdicts]
     return found, sum(v.outcome == "invalid" for v in on_cases) + sum(map(_failed, on_attacks))
