@@ -11,7 +11,7 @@ from endpoint import Answer, fair, modern, refusal, shown
 from judge_setup import SECRET, judge, question
 
 from spo_bench.errors import InputError
-from spo_bench.judging.endpoint import refused_parameter
+from spo_bench.judging.completion import refused_parameter
 
 # -- verdicts -----------------------------------------------------------------------------------------------------------------
 

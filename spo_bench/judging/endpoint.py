@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-import re
 import time
 from collections.abc import Mapping
 from dataclasses import replace
-from math import exp, inf, isfinite, log1p
 from types import SimpleNamespace, TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from spo_bench.errors import InputError, StageError
 from spo_bench.judging.capabilities import OPENAI, Capabilities, address, key_in_environment
+from spo_bench.judging.completion import TOO_LONG, letters_of, refused_parameter, text_of, usage_of, words_of
 from spo_bench.judging.language import Reply
 from spo_bench.judging.prompt import SCHEMA
 from spo_bench.judging.reading import Error
@@ -29,11 +28,9 @@ OUTAGE = 20  # requests in a row without a usable answer, each tried several tim
 HOPELESS = 3  # the same where none was ever answered
 PATIENCE = 600.0  # seconds; an endpoint that asks for a longer wait is to be asked another day
 SECRET_LENGTH = 8  # shorter keys are placeholders such as "none", not secrets
-LETTERS = ("A", "B")
 TOP = 20  # tokens whose probability is asked for; endpoints report no more
 NOBODY = ("ConnectError", "ConnectTimeout", "UnsupportedProtocol")  # of the HTTP library below the client, whichever it is
 QUOTA = ("insufficient_quota", "billing_hard_limit_reached", "insufficient balance", "insufficient credits")
-TOO_LONG = ("context_length_exceeded", "context length", "context window", "prompt is too long", "too many tokens")
 
 
 class After(NamedTuple):
@@ -234,17 +231,17 @@ class Endpoint:
             said = getattr(said, "message", said)
             fault = "the endpoint's answer is not a chat completion" + (f": {self._clean(str(said))}" if said else "")
             return replace(nothing, error="unreadable", fault=fault)
-        usage = _usage(completion)
+        usage = usage_of(completion)
         refusal, content = getattr(message, "refusal", None), getattr(message, "content", None)
         finish_reason, model = getattr(choices[0], "finish_reason", None), getattr(completion, "model", None)
         revision = getattr(completion, "system_fingerprint", None)
         return replace(
             nothing,
-            text=self._clean(_text(content), None),
+            text=self._clean(text_of(content), None),
             finish_reason=self._clean(str(finish_reason)) if finish_reason else None,
             model=self._clean(model) if isinstance(model, str) else None,
             revision=self._clean(revision) if isinstance(revision, str) else None,
-            letters=_letters(choices[0]) if self.how.form == "logprobs" else None,
+            letters=letters_of(choices[0]) if self.how.form == "logprobs" else None,
             usage=usage,
             cost=self._price(usage["prompt_tokens"], usage["completion_tokens"]) if usage else nothing.cost,
             fault=f"the model refused: {self._clean(str(refusal))}" if refusal else None,
@@ -268,12 +265,12 @@ class Endpoint:
         """Return whether a refusal is about a parameter that is sent in another form, or not at all, from now on."""
         if error.status_code not in (400, 422):
             return False
-        name = refused_parameter(error.param, _words(error), sent)
+        name = refused_parameter(error.param, words_of(error), sent)
         # A doubled limit may be more than the model takes at all, which says nothing about the parameter's name.
         if name is None or (name == self.how.length_name and tokens != self.judge.room):
             return False
         if sent == self._parameters(tokens):  # else another request has learned it meanwhile
-            self._learn(name, self._clean(_words(error)))
+            self._learn(name, self._clean(words_of(error)))
         return True
 
     def _learn(self, name: str, said: str) -> None:
@@ -317,7 +314,7 @@ class Endpoint:
 
     def _refusal(self, error: APIStatusError) -> tuple[Error, str]:
         """Return error and fault for an HTTP status about this prompt, or a passing one; raise for one about all requests."""
-        judge, status, words = self.judge, error.status_code, _words(error)
+        judge, status, words = self.judge, error.status_code, words_of(error)
         text = f"{error.code or ''} {error.type or ''} {words}".lower()
         if status in (401, 403):
             given = f"the judge endpoint {self.address} refused the key in {judge.api_key_env} (HTTP {status})"
@@ -349,64 +346,6 @@ class Endpoint:
         if len(self.key) >= SECRET_LENGTH:
             text = text.replace(self.key, "[key]")
         return text if limit is None or len(text) <= limit else text[:limit] + "…"
-
-
-def refused_parameter(param: object, words: str, sent: Mapping[str, Any]) -> str | None:
-    """Return which of the sent parameters a refusal is about, if any: the one it names as such, else one its text speaks of."""
-    if any(sign in words.lower() for sign in TOO_LONG):  # names max_tokens at times, but it is the prompt that does not fit
-        return None
-    if isinstance(param, str) and param not in ("", "None"):
-        return param if param in sent else None
-    words = re.sub(r"response[ -]format|json_schema", "response_format", words, flags=re.IGNORECASE)
-    return next((name for name in sent if re.search(rf"\b{name}\b", words)), None)
-
-
-def _words(error: APIStatusError) -> str:
-    """Return what the endpoint says about a refusal; a list of faults without the input that some repeat in it."""
-    body: Any = error.body
-    for name in ("error", "message", "detail"):
-        body = body.get(name, body) if isinstance(body, dict) else body
-    if isinstance(body, list):
-        faults = [one for one in body if isinstance(one, dict)]
-        body = "; ".join(f"{'.'.join(map(str, one.get('loc') or ()))}: {one.get('msg')}" for one in faults)
-    if isinstance(body, str) and body:
-        return body
-    return json.dumps(body, default=str) if body else error.message
-
-
-def _text(content: object) -> str:
-    """Return the text of a message, whose content may be a list of parts."""
-    if isinstance(content, list):
-        parts = [part for part in content if getattr(part, "type", None) == "text"]
-        return "".join(part.text for part in parts if isinstance(getattr(part, "text", None), str))
-    return content if isinstance(content, str) else ""
-
-
-def _usage(completion: Any) -> dict[str, int] | None:
-    """Return the token counts of a completion, where it has both as sensible whole numbers."""
-    names = ("prompt_tokens", "completion_tokens")
-    given = {name: getattr(getattr(completion, "usage", None), name, None) for name in names}
-    counts = {name: count for name, count in given.items() if type(count) is int and 0 <= count < 10**9}
-    return counts if len(counts) == len(names) else None
-
-
-def _letters(choice: Any) -> dict[str, float] | None:
-    """Return the log-probabilities (nats) of the verdict's letters as the reply's first token, where any is reported.
-
-    Several tokens may be the same letter, with and without a space: their probabilities add up.
-    """
-    content = getattr(getattr(choice, "logprobs", None), "content", None)
-    tops = getattr(content[0], "top_logprobs", None) if isinstance(content, list) and content else None
-    found: dict[str, float] = {}
-    for one in tops if isinstance(tops, list) else ():
-        letter, value = str(getattr(one, "token", "")).strip(" ▁Ġ\n"), getattr(one, "logprob", None)
-        if letter in LETTERS and isinstance(value, int | float) and value != -inf:
-            if not isfinite(value):
-                return None  # nobody knows how probable the letter is
-            other = found.get(letter)
-            # The larger one stands outside the logarithm: endpoints report -9999 for what is as good as impossible.
-            found[letter] = float(value) if other is None else max(other, value) + log1p(exp(-abs(other - value)))
-    return found or None
 
 
 def _sum(one: Mapping[str, int] | None, other: Mapping[str, int] | None) -> Mapping[str, int] | None:
