@@ -11,9 +11,9 @@ from transformers import MistralConfig, MistralForCausalLM, PreTrainedTokenizerF
 
 from spo_bench.errors import InputError, StageError
 from spo_bench.judging.language import Request
-from spo_bench.judging.local import LETTERS, LocalJudge
+from spo_bench.judging.local import LocalJudge
 from spo_bench.judging.prompt import prompts
-from spo_bench.judging.reading import MARGIN
+from spo_bench.judging.reading import LETTERS, MARGIN
 from spo_bench.judging.verdict import Question
 from spo_bench.models.chat import render
 from spo_bench.models.embedded import build_embedded

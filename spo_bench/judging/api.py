@@ -96,13 +96,14 @@ class ApiJudge(ApiSettings):
                 async with Endpoint(self, store, how) as endpoint:
                     settled = bool(facts)
                     stopped: StageError | None = None
-                    try:
-                        settled = settled or await self._settle(endpoint, store, questions)
-                        if settled:
-                            store.learn(name, endpoint.how.record())
-                    except StageError as error:
-                        stopped = error
-                    planned = self._plan(store, questions, endpoint.how.form)
+                    if not settled:
+                        try:
+                            settled = await self._settle(endpoint, store, questions)
+                            if settled:  # at once, so that it outlives an interruption
+                                store.learn(name, endpoint.how.record())
+                        except StageError as error:
+                            stopped = error
+                        planned = self._plan(store, questions, endpoint.how.form)
                     if stopped is None:
                         stopped = await self._ask(endpoint, store, planned.missing, now, watch)
                     if settled:

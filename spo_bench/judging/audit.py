@@ -18,7 +18,7 @@ from statsmodels.stats.proportion import proportion_confint
 
 from spo_bench.judging.attacks import ATTACKS, HARMLESS, TRIED, Attack
 from spo_bench.judging.audit_record import LABELS, Amount, Attacked, Attacks, Audit, Case, Label, LengthOnly, Rate, Retest
-from spo_bench.judging.verdict import Judge, Outcome, Question, Verdict, invalid_reasons
+from spo_bench.judging.verdict import Judge, Outcome, Question, Verdict, invalid_reasons, named
 from spo_bench.stats import compare_matrix, interval
 from spo_bench.stats.resample import Floats, by_cluster, cluster_numbers
 
@@ -169,7 +169,7 @@ def measure_retest(
         outcomes.append(float(one.outcome == two.outcome) if both else math.nan)
         reversals.append(float(two.outcome == _OTHER[one.outcome]) if both and one.outcome in _OTHER else math.nan)
         changes.append(abs(one.score - two.score) if one.score is not None and two.score is not None else math.nan)
-        first, second = _readable(one), _readable(two)
+        first, second = named(one), named(two)
         for side in first.keys() & second.keys():
             orders.append(float(first[side] == second[side]))
             labels.append(_unit(case, number))
@@ -247,21 +247,16 @@ def _first_shown_rate(cases: Sequence[Case], verdicts: Sequence[Verdict], confid
     orders: list[float] = []
     units: list[Any] = []
     for number, (case, verdict) in enumerate(zip(cases, verdicts, strict=True)):
-        for first, named in _readable(verdict).items():
-            if named in _OTHER:
-                orders.append(float(named == first))
+        for first, winner in named(verdict).items():
+            if winner in _OTHER:
+                orders.append(float(winner == first))
                 units.append(_unit(case, number))
     return rate(orders, units, confidence)
 
 
-def _readable(verdict: Verdict) -> dict[str, str]:
-    """Return the verdict of each order that has one, by the answer it showed first; empty for judges without orders."""
-    return {order["first"]: order["verdict"] for order in verdict.orders if order.get("verdict") and "first" in order}
-
-
 def _flipped(verdict: Verdict) -> float:
-    named = _readable(verdict)
-    return float(set(named.values()) == {"a", "b"}) if len(named) == 2 else math.nan
+    said = named(verdict)
+    return float(set(said.values()) == {"a", "b"}) if len(said) == 2 else math.nan
 
 
 def _credit(label: Label, outcome: str) -> float:

@@ -8,10 +8,11 @@ from collections.abc import Mapping
 from math import exp, inf, isfinite, log1p
 from typing import TYPE_CHECKING, Any
 
+from spo_bench.judging.reading import LETTERS
+
 if TYPE_CHECKING:  # openai takes a second to import
     from openai import APIStatusError
 
-LETTERS = ("A", "B")
 TOO_LONG = ("context_length_exceeded", "context length", "context window", "prompt is too long", "too many tokens")
 
 

@@ -15,6 +15,7 @@ from spo_bench.errors import InputError, StageError
 from spo_bench.files import canonical_json
 from spo_bench.judging.language import Judged, Orders, Reply, Request, plan, verdicts
 from spo_bench.judging.prompt import Form, check_template
+from spo_bench.judging.reading import LETTERS
 from spo_bench.judging.store import ReplyStore
 from spo_bench.judging.verdict import Question, Verdict, Watch, unwatched
 from spo_bench.models.chat import render
@@ -23,7 +24,6 @@ from spo_bench.models.policy import load_policy, load_tokenizer
 from spo_bench.training.probe import shares_prefixes
 from spo_bench.training.scoring import log_probs
 
-LETTERS = ("A", "B")
 FORM: Form = "logprobs"
 AT_ONCE = 256  # requests sorted by length together, and kept when they are answered
 

@@ -13,6 +13,7 @@ from spo_bench.judging.prompt import Form
 
 PARSER = 1  # raised whenever a reply may be read in another way; kept replies are then read again, and nothing is asked again
 FAINT = 0.01  # probability of both letters below which they say nothing of the answers
+LETTERS = ("A", "B")  # verdicts that are asked for by their log-probabilities
 MARGIN = 0.02  # mean scores of log-probabilities nearer to 0.5 than this are a tie
 
 Error = Literal["cut", "filtered", "refused", "no_verdict", "off_menu", "too_long", "unreadable", "outage", "not_asked"]

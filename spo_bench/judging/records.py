@@ -11,7 +11,7 @@ from spo_bench.judging.language import KEPT, Said, order, reread, verdict
 from spo_bench.judging.prompt import CLOSINGS
 from spo_bench.judging.rates import Pairing, rates
 from spo_bench.judging.reading import FROM_TEXT, PARSER, Reading
-from spo_bench.judging.verdict import Verdict, invalid_reasons
+from spo_bench.judging.verdict import Verdict, invalid_reasons, named
 
 SCHEMA_VERSION = 1
 _ENDED = (*FROM_TEXT, "cut", "filtered", None)
@@ -85,12 +85,13 @@ def presentation(verdicts: Sequence[Verdict]) -> dict[str, float | None]:
     valid verdicts; ``first_shown_rate``: of the orders that name an answer, those that name the one shown first (50: no bias).
     """
     valid = [one for one in verdicts if one.outcome != "invalid"]
-    both = [[order.get("verdict") for order in one.orders] for one in valid if len(one.orders) == 2]
-    decided = [order for one in valid for order in one.orders if order.get("verdict") in ("a", "b")]
+    orders = [named(one) for one in valid]
+    both = [one for one in orders if len(one) == 2]
+    decided = [(first, winner) for one in orders for first, winner in one.items() if winner != "tie"]
     return {
-        "flip_rate": _percent(sum(set(names) == {"a", "b"} for names in both), len(both)),
+        "flip_rate": _percent(sum(set(one.values()) == {"a", "b"} for one in both), len(both)),
         "tie_rate": _percent(sum(one.outcome == "tie" for one in valid), len(valid)),
-        "first_shown_rate": _percent(sum(order["verdict"] == order["first"] for order in decided), len(decided)),
+        "first_shown_rate": _percent(sum(first == winner for first, winner in decided), len(decided)),
     }
 
 

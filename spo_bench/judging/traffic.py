@@ -29,7 +29,6 @@ class Traffic:
         self.limit = float(min(START, ceiling))
         self.open = 0
         self.most_open = 0
-        self.refusals = 0
         self._growing = True
         self._resume = 0.0
         self._lowered = -1.0
@@ -61,7 +60,6 @@ class Traffic:
 
         ``began``: when the request was sent, by ``time.monotonic``; what was sent before it fell last says nothing new.
         """
-        self.refusals += 1
         self._growing = False
         if wait is not None:
             self._resume = max(self._resume, time.monotonic() + wait)

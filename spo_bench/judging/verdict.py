@@ -79,6 +79,11 @@ def verdict_record(question: Question, found: Verdict) -> dict[str, Any]:
     return {**found.record(), **lengths, "cluster": question.row.get("cluster")}
 
 
+def named(verdict: Verdict) -> dict[str, str]:
+    """Return the verdict of each order that has one, by the answer it showed first; empty for judges without orders."""
+    return {order["first"]: order["verdict"] for order in verdict.orders if order.get("verdict") and "first" in order}
+
+
 def invalid_reasons(verdicts: Sequence[Verdict]) -> dict[str, int]:
     """Return the number of invalid verdicts by the error of their orders, else by their reason, most frequent first."""
     counts: Counter[str] = Counter()
