@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from spo_bench.stats import compare_matrix, interval, seed_spread
+from spo_bench.stats import compare_matrix, interval, intervals, seed_spread
 
 from .areas import FRACTION, areas
 from .results import SFT, Cell, Metric, Results
@@ -92,11 +92,13 @@ def metric_rows(results: Results) -> list[dict[str, Any]]:
     A length-controlled win rate has no values by prompt; where it is refused, its value is None and scores.json has the reason.
     """
     rows = []
+    whole = [metric for cell in results.done for metric in cell.metrics.values()]
+    found = iter(intervals([metric.values for metric in whole], CONFIDENCE, [metric.clusters for metric in whole]))
     for cell in results.done:
         place: dict[str, Any] = {"cell": cell.id, "model": cell.model, "task": cell.task, "method": cell.method}
         place |= {"spo": cell.row.get("spo", False), "seed": cell.seed, "axes": cell.axes}
         for name, metric in cell.metrics.items():
-            mean, low, high, n = interval(metric.values, CONFIDENCE, metric.clusters)
+            mean, low, high, n = next(found)
             rows.append(
                 place
                 | {"metric": name, "value": finite(mean), "n": n, "low": finite(low), "high": finite(high)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -136,22 +137,29 @@ class Cell:
         return canonical_json(self.row.get("spo") or False)
 
     @cached_property
-    def scores(self) -> Mapping[str, Any]:
-        """Return scores.json; InputError where a finished cell has none."""
+    def _read(self) -> tuple[Mapping[str, Any], dict[str, Metric]]:
+        """Return scores.json without its metrics, and these as arrays: as JSON they would take most of a large run's memory."""
         path = self.directory / "scores.json"
         try:
-            return dict(read_json(path))
+            whole = dict(read_json(path))
         except (OSError, ValueError) as error:
             raise InputError(
                 f"{path}: {error}",
                 "a finished cell has a scores.json",
                 "run the same command again: it makes what is missing",
             ) from error
+        raw = whole.pop("metrics", {})
+        return whole, {name: self._metric(name, one) for name, one in raw.items()}
 
-    @cached_property
+    @property
+    def scores(self) -> Mapping[str, Any]:
+        """Return what scores.json holds beside the metrics; InputError where a finished cell has none."""
+        return self._read[0]
+
+    @property
     def metrics(self) -> dict[str, Metric]:
         """Return the per-prompt metrics by name."""
-        return {name: self._metric(name, raw) for name, raw in self.scores.get("metrics", {}).items()}
+        return self._read[1]
 
     @property
     def scalars(self) -> dict[str, tuple[float, bool]]:
@@ -177,8 +185,8 @@ class Cell:
         return dict(read_json(path)) if path.exists() else {}
 
     def _metric(self, name: str, raw: Mapping[str, Any]) -> Metric:
-        ids = [str(one) for one in raw["ids"]]
-        values = np.array([_number(value) for value in raw["values"]], dtype=np.float64)
+        ids = [sys.intern(str(one)) for one in raw["ids"]]  # one text for all metrics and cells
+        values = np.array(raw["values"], dtype=np.float64)  # null becomes NaN
         clusters = raw.get("clusters")
         if len(values) != len(ids) or (clusters is not None and len(clusters) != len(ids)):
             raise InputError(
@@ -186,6 +194,8 @@ class Cell:
                 "ids, values and clusters are as long as each other",
                 "delete the cell's directory and run again",
             )
+        if clusters is not None and not any(one is not None for one in clusters):
+            clusters = None  # every prompt stands alone
         return Metric(ids, values, clusters, bool(raw.get("higher_is_better", True)), str(raw.get("unit", "prompt")))
 
 

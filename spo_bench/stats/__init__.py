@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .paired import compare_matrix as compare_matrix
     from .paired import seed_spread as seed_spread
     from .resample import interval as interval
+    from .resample import intervals as intervals
 
 _HOMES = {
     "Comparison": "paired",
@@ -23,11 +24,12 @@ _HOMES = {
     "align": "ids",
     "compare_matrix": "paired",
     "interval": "resample",
+    "intervals": "resample",
     "length_controlled": "length_control",
     "seed_spread": "paired",
 }
 
-__all__ = ["Comparison", "LengthControlled", "align", "compare_matrix", "interval", "length_controlled", "seed_spread"]
+__all__ = ["Comparison", "LengthControlled", "align", "compare_matrix", "interval", "intervals", "length_controlled", "seed_spread"]
 
 
 def __getattr__(name: str) -> Any:

@@ -26,6 +26,8 @@ MANY = 20_000
 _SEED = 20240917
 _KEPT = 1024  # draws for at most so many units are kept in memory (at most 80 MB a matrix), larger ones are made in blocks
 _ROWS = 256
+_TOGETHER = 16
+"""Rows that are resampled at once."""
 
 
 def interval(
@@ -43,43 +45,101 @@ def interval(
     n counts the valid prompts.
     No valid prompt: mean, low and high are NaN. One unit: low and high are NaN, since it shows no spread.
     """
+    return intervals([values], confidence, [clusters])[0]
+
+
+def intervals(
+    rows: Sequence[ArrayLike], confidence: float = 0.95, clusters: Sequence[Sequence[Any] | None] | None = None
+) -> list[tuple[float, float, float, int]]:
+    """Return ``interval`` of many rows, each (prompts,) with its own clusters, in a fraction of the time."""
     check_confidence(confidence)
-    flat = np.asarray(values, dtype=np.float64).reshape(-1)
-    valid = np.isfinite(flat)
-    kept = flat[valid]
-    if not kept.size:
-        return math.nan, math.nan, math.nan, 0
-    sums, counts = by_cluster(kept, cluster_numbers(clusters, flat.size)[valid])
-    if sums.size == kept.size > 1 and bool(np.isin(kept, (0.0, 1.0)).all()):
+    found: list[tuple[float, float, float, int]] = []
+    drawn: list[tuple[Floats, Floats]] = []
+    places: list[int] = []
+    for place, values in enumerate(rows):
+        flat = np.asarray(values, dtype=np.float64).reshape(-1)
+        valid = np.isfinite(flat)
+        kept = flat[valid]
+        if not kept.size:
+            found.append((math.nan, math.nan, math.nan, 0))
+            continue
+        labels = None if clusters is None else clusters[place]
+        sums, counts = (
+            (kept, np.ones(kept.size)) if labels is None else by_cluster(kept, cluster_numbers(labels, flat.size)[valid])
+        )
         mean = float(kept.mean())
-        low, high = stats.binomtest(int(kept.sum()), kept.size).proportion_ci(confidence, method="wilson")
-        return mean, min(float(low), mean), max(float(high), mean), int(kept.size)
-    mean, low, high = bootstrap(sums, counts, confidence)
-    return mean, low, high, int(kept.size)
+        if sums.size == kept.size > 1 and bool(((kept == 0.0) | (kept == 1.0)).all()):
+            low, high = _wilson(int(kept.sum()), kept.size, confidence)
+            found.append((mean, min(low, mean), max(high, mean), int(kept.size)))
+            continue
+        found.append((mean, math.nan, math.nan, int(kept.size)))
+        drawn.append((sums, counts))
+        places.append(place)
+    for place, (mean, low, high) in zip(places, bootstraps(drawn, confidence)):
+        found[place] = (mean, low, high, found[place][3])
+    return found
+
+
+@lru_cache(maxsize=4096)
+def _wilson(hits: int, n: int, confidence: float) -> tuple[float, float]:
+    low, high = stats.binomtest(hits, n).proportion_ci(confidence, method="wilson")
+    return float(low), float(high)
 
 
 def bootstrap(sums: Floats, counts: Floats, confidence: float) -> tuple[float, float, float]:
-    """Return (mean, low, high) of a mean over prompts by a bootstrap over units.
+    """Return (mean, low, high) of a mean over prompts by a bootstrap over units; see ``bootstraps``."""
+    return bootstraps([(sums, counts)], confidence)[0]
+
+
+def bootstraps(rows: Sequence[tuple[Floats, Floats]], confidence: float) -> list[tuple[float, float, float]]:
+    """Return (mean, low, high) of many means over prompts, each by a bootstrap over its units.
 
     Args:
-        sums, counts: shape (units,): the sum of the values of a unit's prompts, and their number.
+        rows: (sums, counts) each of shape (units,): the sum of the values of a unit's prompts, and their number.
 
     Percentile interval whose tails are widened by sqrt(n / (n - 1)) and from normal to t(n - 1), which repairs its
     undercoverage at few units (the "expanded percentile" interval of Hesterberg, 2015, arXiv 1411.5279, section 5.3). Above
     ``MANY`` units it is the t interval of a ratio of sums, which no resampling could tell from it.
     """
-    n = sums.size
-    mean = float(sums.sum() / counts.sum())
-    if n < 2:
+    found = [_by_t(sums, counts, confidence) for sums, counts in rows]
+    sizes: dict[int, list[int]] = {}
+    for place, (sums, _) in enumerate(rows):
+        if 2 <= sums.size <= MANY:
+            sizes.setdefault(sums.size, []).append(place)
+    for n, places in sizes.items():
+        tail = stats.norm.cdf(math.sqrt(n / (n - 1)) * stats.t.ppf((1 - confidence) / 2, n - 1))
+        for start in range(0, len(places), _TOGETHER):
+            some = places[start : start + _TOGETHER]
+            means = _resampled([rows[place] for place in some], n)
+            lows, highs = np.quantile(means, (tail, 1 - tail), axis=1)
+            for place, low, high in zip(some, lows.tolist(), highs.tolist()):
+                mean = found[place][0]
+                found[place] = (mean, min(low, mean), max(high, mean))
+    return found
+
+
+def _by_t(sums: Floats, counts: Floats, confidence: float) -> tuple[float, float, float]:
+    """Return the mean with the t interval of a ratio of sums where there are more than ``MANY`` units, else without one."""
+    n, total = sums.size, float(counts.sum())
+    mean = float(sums.sum()) / total
+    if n <= MANY:
         return mean, math.nan, math.nan
-    if n > MANY:
-        spread = math.sqrt(float(((sums - mean * counts) ** 2).sum()) * n / (n - 1)) / float(counts.sum())
-        reach = float(stats.t.ppf((1 + confidence) / 2, n - 1)) * spread
-        return mean, mean - reach, mean + reach
-    means = np.concatenate([(block @ sums) / (block @ counts) for block in _draws("counts", n)])
-    tail = stats.norm.cdf(math.sqrt(n / (n - 1)) * stats.t.ppf((1 - confidence) / 2, n - 1))
-    low, high = np.quantile(means, (tail, 1 - tail))
-    return mean, min(float(low), mean), max(float(high), mean)
+    spread = math.sqrt(float(((sums - mean * counts) ** 2).sum()) * n / (n - 1)) / total
+    reach = float(stats.t.ppf((1 + confidence) / 2, n - 1)) * spread
+    return mean, mean - reach, mean + reach
+
+
+def _resampled(rows: Sequence[tuple[Floats, Floats]], n: int) -> Floats:
+    """Return the means (rows, resamples) of rows that all have n units."""
+    # Columns of a product get other last bits when their number changes, so it never does: a number must not depend on what
+    # else is in a run.
+    sums, counts = np.zeros((n, _TOGETHER)), np.ones((n, _TOGETHER))
+    for at, (some, many) in enumerate(rows):
+        sums[:, at], counts[:, at] = some, many
+    plain = bool((counts == 1).all())
+    return np.concatenate(
+        [(block @ sums / (n if plain else block @ counts))[:, : len(rows)].T for block in _draws("counts", n)], axis=1
+    )
 
 
 def sign_flip(sums: Floats) -> float:
