@@ -2,9 +2,9 @@
 
 Usage: python benchmarks/report.py [--cells 1000] [--prompts 500] [--keep DIR] [--json]
 
-A synthetic run is written first: 4 models × 5 tasks × 10 arms (SFT, and three methods alone, with SPO and with a control) × seeds, whose files
-have the shapes and about the sizes of real ones. `spo-bench report` then runs as a program of its own; its time and peak memory are the
-figures. Last, Chromium opens the page, and the time until the first samples are listed is measured in the page.
+A synthetic run is written first: 4 models × 5 tasks × 10 arms (SFT, and three methods alone, with SPO and with a control) ×
+seeds, whose files have the shapes and about the sizes of real ones. `spo-bench report` then runs as a program of its own: its
+time and peak memory are the figures. Last, Chromium opens the page, and the time until the first samples are listed is measured.
 """
 
 from __future__ import annotations
@@ -41,7 +41,24 @@ SETTINGS = {
 SPO = {**SETTINGS, "control": None, "label": "+SPO"}
 CONTROL = {**SETTINGS, "control": "random_removal", "label": "+SPO[random_removal]"}
 ARMS: list[tuple[str, Any]] = [("sft", False), *((method, spo) for method in METHODS for spo in (False, SPO, CONTROL))]
-WORDS = "the a of and which some water light house river walks takes finds small early garden letter bridge winter answer".split()
+WORDS = [
+    "the",
+    "a",
+    "of",
+    "and",
+    "which",
+    "some",
+    "water",
+    "light",
+    "house",
+    "river",
+    "walks",
+    "takes",
+    "finds",
+    "small",
+    "garden",
+    "letter",
+]
 STEPS = 200
 
 
@@ -255,9 +272,8 @@ def main() -> None:
     )
     if result["page"]:
         page = result["page"]
-        print(
-            f"page of {page['megabytes']:.1f} MB with {page['samples']:,} samples: loaded {page['load_seconds']:.2f} s, listed {page['listed_seconds']:.2f} s"
-        )
+        size_and_count = f"page of {page['megabytes']:.1f} MB with {page['samples']:,} samples"
+        print(f"{size_and_count}: loaded {page['load_seconds']:.2f} s, listed {page['listed_seconds']:.2f} s")
 
 
 if __name__ == "__main__":

@@ -46,6 +46,11 @@ def read_jsonl(path: Path) -> Iterator[Any]:
                 yield json.loads(line)
 
 
+def fingerprint(*texts: str) -> str:
+    """Return the SHA-256 of texts, as 64 hex digits; where one ends and the next begins counts too."""
+    return hashlib.sha256(canonical_json(texts).encode()).hexdigest()
+
+
 def file_hash(path: Path) -> str:
     """Return the SHA-256 of a file's content."""
     with path.open("rb") as handle:

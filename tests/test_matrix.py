@@ -54,6 +54,11 @@ def test_every_cell_is_done_with_every_file(finished):
         names = {"spec.json", "samples.jsonl", "judgments.jsonl", "scores.json", "provenance.json", "DONE"}
         assert names <= {p.name for p in folder.iterdir()}
         assert cell["status"] == "done"
+        data = {row["id"]: row for row in read_jsonl(finished[1] / "data" / cell["keys"]["data"] / "eval.jsonl")}
+        for sample in read_jsonl(folder / "samples.jsonl"):
+            assert [sample[side] for side in ("chosen", "rejected")] == [
+                data[sample["id"]][side] for side in ("chosen", "rejected")
+            ]
         metrics = read_json(folder / "scores.json")["metrics"]
         expected = {"true_reward", "length", "distinct_2", "reward/trained", "win_rate_chosen"}
         expected |= (

@@ -5,51 +5,19 @@ from __future__ import annotations
 import csv
 import io
 import json
-import re
-from pathlib import Path
 
 import numpy as np
 import pytest
-from test_report import Page, make_run, verdict_box
+from synthetic_run import IDS, PLANTS, cell, make_run, noise, write
+from test_page_data import Page
+from test_report import verdict_box
 
 from spo_bench.errors import InputError
-from spo_bench.files import read_jsonl, write_json, write_jsonl
+from spo_bench.files import read_jsonl
 from spo_bench.report import names, table, write_report
 from spo_bench.stats import compare_matrix
 
 SPO = {"label": "+SPO", "gamma": 0.1}
-PLANTS, METALS = [f"plants-{i}" for i in range(6)], [f"metals-{i}" for i in range(6)]
-IDS = PLANTS + METALS
-
-
-def cell(method, values, *, spo=False, seed=0, task="dialogue", ids=IDS, clusters=None, done=True, pairs=None, more=None, **axes):
-    """Return (line of cells.jsonl, metrics); ``values`` are the true rewards, ``pairs`` the implicit accuracies, a value an id."""
-    name = "-".join([task, method, *(["SPO"] if spo else []), *(f"{k}={v}" for k, v in axes.items()), f"s{seed}"])
-    row = {"id": re.sub(r"[^\w.=-]+", "_", name), "model": "embedded", "task": task, "method": method, "spo": spo, "seed": seed}
-    row |= {"axes": axes, "status": "done" if done else "failed", "reason": None if done else "loss is NaN", "keys": {}}
-    per = {"true_reward": values, **({"implicit_accuracy": pairs} if pairs else {}), **(more or {})}
-    units = {"implicit_accuracy": "pair"}
-    metrics = {
-        key: {
-            "ids": list(ids),
-            "values": [None if value is None else float(value) for value in some],
-            "clusters": clusters,
-            "higher_is_better": True,
-            "unit": units.get(key, "prompt"),
-        }
-        for key, some in per.items()
-    }
-    return row, metrics
-
-
-def write(out: Path, cells, **spec) -> Path:
-    """Write a run directory of these cells."""
-    write_json(out / "run.json", {"schema_version": 1, "spec": {"name": "axes", **spec}, "status": "done", "provenance": {}})
-    write_jsonl(out / "cells.jsonl", [row for row, _ in cells])
-    for row, metrics in cells:
-        if row["status"] == "done":
-            write_json(out / "cells" / row["id"] / "scores.json", {"metrics": metrics, "scalars": {}})
-    return out
 
 
 def comparisons(out, **wanted):
@@ -60,10 +28,6 @@ def comparisons(out, **wanted):
 
 def rows_of(out, name="axes"):
     return [row["entries"] for row in json.loads(table(out, name, "json"))["rows"]]
-
-
-def noise(seed, level=0.7, size=12):
-    return list(level + np.random.default_rng(seed).normal(0, 0.05, size))
 
 
 # --- axis contrasts -----------------------------------------------------------------------------------------------------
@@ -298,7 +262,7 @@ def test_one_share_has_no_area(tmp_path):
 def test_areas_leave_verdict_and_figures_of_effects_alone(tmp_path):
     out = curve_run(tmp_path, seeds=(0, 1))
     write_report(out)
-    assert "of 3 contrasts" in verdict_box(out)
+    assert "over 3 contrasts" in verdict_box(out)
 
 
 # --- table, figures, page -----------------------------------------------------------------------------------------------
@@ -426,6 +390,6 @@ def test_a_run_on_plain_data_shows_nothing_of_data_axes(tmp_path):
     assert not list((out / "figures").glob("axis-*"))
     assert "Data axes" not in (out / "report.html").read_text(encoding="utf-8")
     assert {row["kind"] for row in read_jsonl(out / "comparisons.jsonl")} == {"spo", "training"}
-    assert rows_of(out) == []
-    assert "All cells are trained on the plain data." in table(out, "axes", "md")
-    assert "† p < .05 after Holm's correction over all contrasts of a metric (family of 1)." in table(out, "main", "md")
+    with pytest.raises(InputError, match=r"has no table 'axes'\n.*cells on changed data: give `data_axes`"):
+        table(out, "axes", "md")
+    assert "† p < .05 after Holm’s correction over all contrasts of a metric (family of 1)." in table(out, "main", "md")

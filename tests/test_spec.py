@@ -220,7 +220,7 @@ MAPPING = {"name": "trial", "models": ["embedded"], "tasks": ["controlled_dialog
 FAULTS = [
     ("trian: {}", ["line 5", "unknown key 'trian'", "did you mean 'train'"]),
     ("train: {learning_rat: 1e-6}", ["train.learning_rat", "did you mean 'learning_rate'"]),
-    ("train:\n  batch_size: 8\n  learning_rate: -1", ["line 7", "train.learning_rate", "-1", "greater than 0"]),
+    ("train:\n  batch_size: 8\n  learning_rate: -1", ["line 7", "train.learning_rate", "-1", "greater than or equal to 0"]),
     ("train: {learning_rate: fast}", ["train.learning_rate", "fast", "number"]),
     ("train: {learning_rate: .nan}", ["train.learning_rate", "finite"]),
     ("train: {batch_size: 0}", ["train.batch_size", "greater than or equal to 1"]),
@@ -319,10 +319,10 @@ ENTRY_FAULTS = [
     ({"methods": [{"name": "dpo", "train": {"learning_rte": 5}}]}, ["methods[0].train", "did you mean 'learning_rate'"]),
     (
         {"methods": [{"name": "dpo", "train": {"learning_rate": -5}}]},
-        ["methods[0].train", "learning_rate", "-5", "greater than 0"],
+        ["methods[0].train", "learning_rate", "-5", "greater than or equal to 0"],
     ),
     ({"methods": [3]}, ["methods[0]", "3"]),
-    ({"methods": []}, ["methods", "at least 1"]),
+    ({"methods": None}, ["methods", "None"]),
     ({"tasks": ["dialog"]}, ["tasks[0]", "unknown task 'dialog'", "did you mean 'dialogue'"]),
     ({"tasks": ["dialogue"]}, ["tasks[0]", "dialogue", "no data", "data: FILE_OR_HUB_ID"]),
     ({"tasks": [{"name": "controlled_dialogue", "data": "x"}]}, ["tasks[0]", "makes its own rows"]),

@@ -1,4 +1,4 @@
-"""Statistics: hand values, relations, degenerate inputs, and coverage by simulation."""
+"""Paired comparisons, intervals and alignment: hand values, relations, degenerate inputs. Coverage: test_stats_coverage.py."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
 from spo_bench.errors import InputError
-from spo_bench.stats import align, compare_matrix, interval, seed_spread
+from spo_bench.stats import align, compare_matrix, interval
+from spo_bench.stats.paired import fit_all, total_variance
 from spo_bench.stats.resample import EXACT, FLIPS, by_cluster, cluster_numbers, sign_flip
 
 
@@ -26,16 +27,64 @@ def test_method_interval_by_hand():
     Prompt means 2 and 6, diff 4; variance of diff from prompts: ((-2)^2 + 2^2) / (2 - 1) / 2 = 4.
     Seed means 2 and 6, spread -2 and 2; rest = d - prompt mean - spread = [[1, -1], [-1, 1]].
     Seed square (4 + 4) / 1 = 8; the rest gives a seed mean 4 / (1 * 1) / 2 = 2; seed variance 8 - 2 = 6, over 2 seeds 3.
-    Variance 4 + 3 = 7. Freedom: prompt part 4/7 on 1, seed part 8/2 = 4, 4/7 on 1: 1 / (2 (4/7)^2) = 49/32.
+    Variance 4 + 3 = 7. Freedom: prompt part 4/7 on 1, seed part 8/2 = 4, 4/7 on 1: 1 / (2 (4/7)^2) = 49/32, but no more than
+    that of the prompts, 1.
     """
     from scipy import stats
 
     (one,) = compare_matrix([np.zeros((2, 2))], [np.array([[1.0, 3.0], [3.0, 9.0]])])
-    reach = stats.t.ppf(0.975, 49 / 32) * math.sqrt(7)
+    reach = stats.t.ppf(0.975, 1) * math.sqrt(7)
     assert one.diff == pytest.approx(4)
     assert (one.low, one.high) == (pytest.approx(4 - reach), pytest.approx(4 + reach))
-    assert one.p == pytest.approx(2 * stats.t.sf(4 / math.sqrt(7), 49 / 32))
+    assert one.p == pytest.approx(2 * stats.t.sf(4 / math.sqrt(7), 1))
     assert (one.n_prompts, one.n_seeds, one.estimand, one.family) == (2, 2, "method", 1)
+
+
+def test_degrees_of_freedom_by_hand():
+    """Prompt part 1 on 200 - 1, seed part 1 (square 2, at most the variance) on 24: variance 2, 1 / (1/4/199 + 1/24)."""
+    variance, degrees = total_variance(1.0, 200, 1.0, 2.5, 24)
+    assert variance == 2
+    assert degrees == pytest.approx(1 / (0.25 / 199 + 1 / 24))
+
+
+def test_standard_error_is_that_of_a_two_way_cluster_covariance():
+    """statsmodels: prompts + seeds - cells, each with its factor G / (G - 1) (and (N - 1) / (N - K) = 1 for one mean).
+
+    Ours counts the rest once: prompts + seeds as measured - what the rest gives the seeds. The factors differ in the third term
+    only, by 1 / (S - 1) and 1 / (P - 1) of it.
+    """
+    import statsmodels.api as sm
+
+    seeds, prompts = 4, 60
+    d = noise(np.random.default_rng(30), seeds, prompts, seed=0.4) + 0.2
+    groups = np.column_stack([np.tile(np.arange(prompts), seeds), np.repeat(np.arange(seeds), prompts)])
+    model = sm.OLS(d.reshape(-1), np.ones(d.size))
+    bare = {name: model.fit(cov_type="cluster", cov_kwds={"groups": g}).bse[0] ** 2 for name, g in zip("ps", groups.T)}
+    white = ((d - d.mean()) ** 2).sum() / d.size**2  # of cells alone, without a factor
+    two_way = model.fit(cov_type="cluster", cov_kwds={"groups": groups, "use_correction": False}).bse[0] ** 2
+    without = {"p": bare["p"] * (prompts - 1) / prompts, "s": bare["s"] * (seeds - 1) / seeds}
+    assert two_way == pytest.approx(without["p"] + without["s"] - white)
+    (fit,) = fit_all([np.zeros_like(d)], [d])
+    assert fit.prompt_variance == pytest.approx(bare["p"])
+    assert fit.seed_square * fit.seed_weight == pytest.approx(bare["s"])
+    ours = fit.prompt_variance + (fit.seed_square - fit.rest_square) * fit.seed_weight
+    assert ours == pytest.approx(bare["p"] + bare["s"] - white, rel=0.02)
+
+
+def test_sign_flips_of_binary_outcomes_are_mcnemar():
+    """Differences in {-1, 0, 1}: flipping signs leaves the zeros, so the sum over n discordant pairs is 2 Binomial(n, 1/2) - n.
+
+    Exact for up to EXACT prompts; with more, random patterns come within their error.
+    """
+    from statsmodels.stats.contingency_tables import mcnemar
+
+    rng = np.random.default_rng(31)
+    for prompts, tolerance in ((8, 1e-12), (EXACT, 1e-12), (150, 0.015)):
+        for _ in range(8):
+            a, b = rng.random((2, prompts)) < [[0.6], [0.75]]
+            table = [[(a & b).sum(), (a & ~b).sum()], [(~a & b).sum(), (~a & ~b).sum()]]
+            (one,) = compare_matrix([a], [b])
+            assert one.p == pytest.approx(mcnemar(table, exact=True).pvalue, abs=tolerance)
 
 
 def test_seed_noise_is_shared_by_the_matrix():
@@ -67,7 +116,18 @@ def test_sign_flip_never_zero_and_close_to_t():
 
     values = np.random.default_rng(3).normal(0.15, 1, 100)
     assert sign_flip(values) == pytest.approx(stats.ttest_1samp(values, 0).pvalue, abs=0.02)
-    assert sign_flip(np.full(EXACT + 30, 1.0)) == 1 / (1 + FLIPS)
+
+
+def test_sign_flip_beyond_what_flips_resolve():
+    """Only two of the 2^42 patterns of 42 ones reach their sum; where spread is left, the t test speaks, capped by the flips."""
+    from scipy import stats
+
+    assert sign_flip(np.full(EXACT + 30, 1.0)) == 2.0**-41
+    values = np.random.default_rng(3).normal(0.8, 1, 100)
+    assert sign_flip(values) == pytest.approx(stats.ttest_1samp(values, 0).pvalue)
+    assert sign_flip(values) < 0.05 / 1000  # significant among 1,000 rows
+    few = np.array([1.0] * 12 + [0.9, 1.1, 30.0])  # far from normal: t is 1.5, and of 2^15 patterns two reach the sum
+    assert 2.0**-14 <= sign_flip(few) <= 1 / (1 + FLIPS) * 3
 
 
 def test_one_seed_asks_about_the_checkpoints_and_a_vector_is_one_seed():
@@ -143,6 +203,30 @@ def test_degenerate_inputs(seeds):
     assert constant.high == pytest.approx(0.1)
     assert constant.low <= constant.diff <= constant.high
     assert constant.p == pytest.approx(2 / 2**6)  # only all-plus and all-minus of 64 patterns are as far from zero
+
+
+def test_seed_effects_are_found_where_values_are_missing():
+    """No rest: d = prompt + seed, so the seed effects are exact whatever is missing, and the rest adds nothing.
+
+    Seeds -1, 0, 1, seed 2 answers only prompts 0 and 1 of 5: seed square ((-1)^2 + 0 + 1) / 2 = 1.
+    """
+    d = np.array([[-1.0], [0.0], [1.0]]) + np.array([3.0, 1.0, 4.0, 1.0, 5.0])
+    d[2, 2:] = np.nan
+    (fit,) = fit_all([np.zeros_like(d)], [d])
+    assert fit.spread.tolist() == pytest.approx([-1, 0, 1])
+    assert (fit.seed_square, fit.rest_square, fit.seed_freedom) == (pytest.approx(1), pytest.approx(0, abs=1e-12), 2)
+
+
+def test_seeds_that_share_no_prompt_have_no_interval_of_their_own():
+    """Seed 0 answers prompts 0 to 3, seed 1 prompts 4 to 7: seeds and prompts cannot be told apart, unless others tell."""
+    rng = np.random.default_rng(32)
+    apart, whole = rng.normal(1, 1, (2, 8)), rng.normal(1, 1, (2, 8))
+    apart[0, 4:] = apart[1, :4] = np.nan
+    (alone,) = compare_matrix([np.zeros((2, 8))], [apart])
+    assert math.isfinite(alone.diff)
+    assert all(math.isnan(x) for x in (alone.low, alone.high, alone.p))
+    beside, _ = compare_matrix([np.zeros((2, 8))] * 2, [apart, whole])
+    assert beside.low < beside.diff < beside.high
 
 
 def test_empty_matrix_and_empty_arrays():
@@ -246,47 +330,3 @@ def test_align_returns_places_and_names_what_is_missing():
         align(["a", "c"], ["a", "d"])
     with pytest.raises(InputError, match=r"id 'a' more than once in the second set"):
         align(["a"], ["a", "a"])
-
-
-def test_seed_spread_tells_even_from_uneven_noise():
-    rng = np.random.default_rng(13)
-    zeros = [np.zeros((5, 200))] * 8
-    even = [noise(rng, 5, 200, seed=0.1) for _ in range(8)]
-    uneven = [noise(rng, 5, 200, seed=3.0 if i == 0 else 0.01) for i in range(8)]
-    assert seed_spread(zeros, even) > 0.05
-    assert seed_spread(zeros, uneven) < 0.01
-    assert math.isnan(seed_spread(zeros[:1], even[:1]))
-    assert math.isnan(seed_spread(zeros, zeros))
-
-
-@pytest.mark.parametrize(
-    ("contrasts", "seeds", "seed_sd", "repeats"),
-    [(12, 3, 0.0, 120), (12, 3, 0.06, 120), (12, 2, 0.06, 120), (12, 3, 0.3, 120)],
-)
-def test_coverage_of_the_method_interval(contrasts, seeds, seed_sd, repeats):
-    """Nominal 95 % over matrices of true zero effects: measured coverage .93 to .98, false alarms of a family at most .10.
-
-    The bounds are about three standard errors of the simulation (correlated within a matrix) wide.
-    """
-    rng = np.random.default_rng(14)
-    covered, alarms = [], 0
-    for _ in range(repeats):
-        d = [noise(rng, seeds, 150, seed=seed_sd) for _ in range(contrasts)]
-        found = compare_matrix([np.zeros_like(x) for x in d], d)
-        covered += [one.low <= 0 <= one.high for one in found]
-        alarms += any(one.p_adjusted < 0.05 for one in found)
-    assert 0.925 <= np.mean(covered) <= 0.985
-    assert alarms / repeats <= 0.11
-
-
-@pytest.mark.parametrize(("prompts", "size"), [(100, 1), (12, 1), (100, 5)])
-def test_coverage_of_the_checkpoint_interval(prompts, size):
-    """Nominal 95 %: .91 or more at 12 prompts, and with clusters of five prompts that share their effect."""
-    rng = np.random.default_rng(15)
-    labels = [i // size for i in range(prompts)]
-    covered = []
-    for _ in range(50):
-        d = [(rng.normal(0, 1, prompts // size + 1)[labels] + rng.normal(0, 0.5, prompts))[None] for _ in range(10)]
-        found = compare_matrix([np.zeros_like(x) for x in d], d, clusters=[labels] * 10)
-        covered += [one.low <= 0 <= one.high for one in found]
-    assert 0.915 <= np.mean(covered) <= 0.98

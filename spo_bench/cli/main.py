@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from spo_bench import __version__
-from spo_bench.cli import catalogue, doctor, judging, results, running
+from spo_bench.cli import catalogue, doctor, gating, judging, results, running
 from spo_bench.errors import InputError, Interrupted, SpoBenchError
 
 app = typer.Typer(
@@ -39,6 +39,7 @@ def _options(
 
 running.register(app)
 results.register(app)
+gating.register(app)
 judging.register(app)
 catalogue.register(app)
 doctor.register(app)

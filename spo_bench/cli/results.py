@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from spo_bench.errors import InputError, unknown
+from spo_bench.errors import InputError
 
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run's directory.")]
 
@@ -40,15 +40,21 @@ def table(
     run: Run,
     format: Annotated[str, typer.Option("--format", help="md, tex, csv, html or json.")] = "md",
     name: Annotated[
-        str, typer.Option("--name", help="Which table: main, training, effects, cost, axes, judge, degree, audit or data.")
+        str,
+        typer.Option(
+            "--name",
+            help="Which table: main, ranking, ablation, training, effects, power, cost, axes, hyperparameters, judge, degree, "
+            "audit or data.",
+        ),
     ] = "main",
+    bold: Annotated[
+        str,
+        typer.Option("--bold", help="What main has in bold: best, or undominated (all that are not significantly worse)."),
+    ] = "best",
 ) -> None:
     """Print one table of a run."""
-    from spo_bench.report import FORMATS, TABLES
+    from spo_bench.report import check_table
     from spo_bench.report import table as render
 
-    if format not in FORMATS:
-        raise unknown("format", format, FORMATS)
-    if name not in TABLES:
-        raise unknown("table", name, TABLES)
-    typer.echo(render(_checked(run), name, format))
+    check_table(name, format, bold)
+    typer.echo(render(_checked(run), name, format, bold))

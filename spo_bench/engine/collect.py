@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from spo_bench.files import read_json, read_jsonl, write_json, write_jsonl
+from spo_bench.files import fingerprint, read_json, read_jsonl, write_json, write_jsonl
 from spo_bench.matrix.cells import Cell
-from spo_bench.stages.base import policy_at
-from spo_bench.store.artifacts import Store
+from spo_bench.models.source import weights_hash
+from spo_bench.stages.base import Stage, policy_at
+from spo_bench.store.artifacts import HashCache, Store
 
 SCHEMA_VERSION = 1
 # Scalars of a training: name -> whether more is better.
@@ -69,14 +70,60 @@ def write_cell(run: Path, cell: Cell, store: Store, provenance: Mapping[str, Any
     if "train" in paths:
         shutil.copyfile(paths["train"] / "train.jsonl", folder / "train.jsonl")
         os.symlink(policy_at(paths["train"]), folder / "policy", target_is_directory=True)
-    shutil.copyfile(paths["generate"] / "samples.jsonl", folder / "samples.jsonl")
+    write_jsonl(folder / "samples.jsonl", answers(paths))
     judged = [row for name, path in paths.items() if name.startswith("judge/") for row in read_jsonl(path / "judgments.jsonl")]
     write_jsonl(folder / "judgments.jsonl", judged)
     read = {stage.config["judge"]["kind"] != "gold" for name, stage in cell.stages.items() if name.startswith("judge/")}
-    write_json(folder / "scores.json", scores(paths, judged, control_length=True in read))
-    write_json(folder / "provenance.json", {**provenance, "keys": keys, "seed": cell.seed})
+    found = scores(paths, judged, control_length=True in read)
+    write_json(folder / "scores.json", {**found, "prompts": texts(paths)})
+    write_json(folder / "provenance.json", {**provenance, "keys": keys, "seed": cell.seed, **contents(cell, store)})
     retry = sum(store.to_retry(stage.kind, stage.key) for stage in cell.stages.values())
     write_json(done, {"keys": keys, "retry": retry})
+
+
+def texts(paths: Mapping[str, Path]) -> dict[str, dict[str, str]]:
+    """Return what the ids of a cell's metrics stand for, as short fingerprints: id -> prompt, chosen answer, pair.
+
+    Two runs are compared where these agree, without keeping the texts.
+    """
+    rows = {row["id"]: row for row in read_jsonl(paths.get("rows", paths["data"]) / "eval.jsonl")}
+    prompts = {row["id"]: row["prompt"] for row in read_jsonl(paths["generate"] / "samples.jsonl")}
+    return {
+        "prompt": {name: short_fingerprint(prompt) for name, prompt in prompts.items()},
+        "chosen": {name: short_fingerprint(rows[name]["chosen"]) for name in prompts},
+        "pair": {name: short_fingerprint(row["prompt_text"], row["chosen"], row["rejected"]) for name, row in rows.items()},
+    }
+
+
+def short_fingerprint(*parts: str) -> str:
+    """Return the first 12 hex digits of a fingerprint: enough to tell two texts behind one id apart."""
+    return fingerprint(*parts)[:12]
+
+
+def contents(cell: Cell, store: Store) -> dict[str, Any]:
+    """Return hashes of weights: of the policy, and of the reward models by the stage that reads them."""
+    hashes = HashCache(store.root)
+    stages = cell.stages
+    folders = [policy_at(stages["train" if "train" in stages else "sft"].path(store))]
+    if (folders[0] / "adapter_config.json").is_file():
+        folders.append(policy_at(stages["sft"].path(store)))
+    readers = {name: _reward_model(stage) for name, stage in stages.items() if name.startswith(("reward/", "judge/"))}
+    models = {name: weights_hash([model.path(store)], hashes) for name, model in readers.items() if model is not None}
+    return {"policy": weights_hash(folders, hashes), "reward_models": models}
+
+
+def _reward_model(stage: Stage) -> Stage | None:
+    """Return the reward model whose scores a stage makes, or decides by; None where there is none."""
+    return (
+        stage.inputs["own_rewards"].inputs["reward_model"] if "own_rewards" in stage.inputs else stage.inputs.get("reward_model")
+    )
+
+
+def answers(paths: Mapping[str, Path]) -> Iterator[dict[str, Any]]:
+    """Yield a cell's samples, each with the data's chosen and rejected answer to its prompt."""
+    rows = {row["id"]: row for row in read_jsonl(paths.get("rows", paths["data"]) / "eval.jsonl")}
+    for sample in read_jsonl(paths["generate"] / "samples.jsonl"):
+        yield {**sample, **{side: rows[sample["id"]][side] for side in ("chosen", "rejected")}}
 
 
 WIN_RATES = {"sft": "win_rate_sft", "chosen": "win_rate_chosen", "baseline": "head_to_head"}

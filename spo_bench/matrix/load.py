@@ -88,7 +88,7 @@ def load_spec(
     try:
         spec = Spec.model_validate(raw.value, context=context)
     except ValidationError as error:
-        raise as_input_error(error, Spec, lambda path: _place(raw.marks, path, origin)) from None
+        raise as_input_error(error, Spec, lambda path: place_in(raw.marks, path, origin)) from None
     return narrow(spec, methods=methods, tasks=tasks, models=models, seeds=seeds)
 
 
@@ -170,7 +170,7 @@ def _extended(raw: _Raw, origin: str, folder: Path, chain: tuple[Path, ...]) -> 
     value = _with_paths(raw.value, folder)
     if "extends" not in value:
         return _Raw(value, raw.marks)
-    place = _place(raw.marks, ("extends",), origin)
+    place = place_in(raw.marks, ("extends",), origin)
     base = value.pop("extends")
     if not isinstance(base, str):
         raise InputError(f"{place}, extends: given {brief(base)}", "extends is one preset's name or one file", "give a name")
@@ -267,7 +267,7 @@ def _mark(node: yaml.Node | None, path: tuple[str | int, ...], name: str, marks:
                 _mark(item, (*path, key.value), name, marks, seen)
 
 
-def _place(marks: Marks, path: tuple[str | int, ...], origin: str) -> str:
+def place_in(marks: Marks, path: tuple[str | int, ...], origin: str) -> str:
     """Return file and line of the longest part of a path that stands in a file."""
     return next((marks[path[:end]] for end in range(len(path), 0, -1) if path[:end] in marks), origin)
 

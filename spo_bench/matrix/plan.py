@@ -69,16 +69,22 @@ def _needs(stage: Stage, store: Store) -> str:
     return f"not made yet; waits for {', '.join(waits)}" if waits else "not made yet; its inputs are there"
 
 
-def differences(old: Any, new: Any, path: str = "") -> Iterator[str]:
+def differences(old: Any, new: Any) -> Iterator[str]:
     """Yield what changed between two identities, as "config.settings.learning_rate: 0.0001 → 0.0002"."""
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        for key in [*old, *(key for key in new if key not in old)]:
-            yield from differences(old.get(key), new.get(key), f"{path}.{key}" if path else str(key))
-    elif old != new:
+    for path, before, after in changes(old, new):
         if path.startswith("inputs."):
             yield f"{path.removeprefix('inputs.')} changed"
         else:
-            yield f"{path}: {_brief(old)} → {_brief(new)}"
+            yield f"{path}: {_brief(before)} → {_brief(after)}"
+
+
+def changes(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Yield (dotted path, old value, new value) for all that differs in two JSON values; None stands for what is not there."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for key in [*old, *(key for key in new if key not in old)]:
+            yield from changes(old.get(key), new.get(key), f"{path}.{key}" if path else str(key))
+    elif old != new:
+        yield path, old, new
 
 
 def _brief(value: Any) -> str:

@@ -56,7 +56,7 @@ class TrainSpec(Section):
     """Preference training."""
 
     batch_size: Count = Field(32, description="pairs an optimizer step")
-    learning_rate: Rate = Field(1e-6, description="peak learning rate")
+    learning_rate: Share = Field(1e-6, description="peak learning rate; 0 leaves the policy as it is: a control")
     epochs: Annotated[Number, Field(gt=0)] = Field(1.0, description="passes over the training pairs")
     max_steps: Count | None = Field(None, description="optimizer steps; set, it decides the length in place of epochs")
     max_length: Count = Field(1024, description="tokens of prompt and completion together")

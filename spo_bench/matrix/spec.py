@@ -150,7 +150,7 @@ class Spec(Section):
     )
     models: Annotated[tuple[ModelSpec, ...], Field(min_length=1)] = Field(description="models whose policies are trained")
     tasks: Annotated[tuple[TaskSpec, ...], Field(min_length=1)] = Field(description="tasks they are trained and evaluated on")
-    methods: Annotated[tuple[MethodSpec, ...], Field(min_length=1)] = Field(description="preference methods")
+    methods: tuple[MethodSpec, ...] = Field(description="preference methods; none: the models are only evaluated")
     spo: Annotated[tuple[SpoSettings | None, ...], Field(min_length=1)] = Field(
         (None, SpoSettings()), description="false: the baseline; true or a mapping of settings: its SPO twin"
     )

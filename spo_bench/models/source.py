@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from spo_bench.errors import InputError
-from spo_bench.files import read_json
+from spo_bench.files import fingerprint, read_json
 from spo_bench.store.artifacts import HashCache
 
 EMBEDDED = "embedded"
@@ -89,6 +90,15 @@ def weights_identity(directory: Path, hashes: HashCache) -> dict[str, Any]:
     named = (directory / name for name in ("config.json", "adapter_config.json", "generation_config.json"))
     settings = [path for path in named if path.is_file()]
     return {path.name: hashes.hash(path) for path in [*settings, *sorted(directory.glob("*.py")), *weights]}
+
+
+def weights_hash(directories: Sequence[Path], hashes: HashCache) -> str | None:
+    """Return one SHA-256 of the weights in some directories (an adapter and what it sits on), None where there are none.
+
+    Only weights count, file by file in the order of their names: the same policy has the same hash whatever library saved it.
+    """
+    files = [path for directory in directories for path in sorted(directory.glob("*.safetensors"))]
+    return fingerprint(*(f"{path.name} {hashes.hash(path)}" for path in files)) if files else None
 
 
 def model_identity(directory: Path, hashes: HashCache) -> dict[str, Any]:

@@ -8,13 +8,21 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .render import FORMATS as FORMATS
     from .write import TABLES as TABLES
+    from .write import check_table as check_table
     from .write import rebuild as rebuild
     from .write import table as table
     from .write import write_report as write_report
 
-_HOMES = {"FORMATS": "render", "TABLES": "write", "rebuild": "write", "table": "write", "write_report": "write"}
+_HOMES = {
+    "FORMATS": "render",
+    "TABLES": "write",
+    "check_table": "write",
+    "rebuild": "write",
+    "table": "write",
+    "write_report": "write",
+}
 
-__all__ = ["FORMATS", "TABLES", "rebuild", "table", "write_report"]
+__all__ = ["FORMATS", "TABLES", "check_table", "rebuild", "table", "write_report"]
 
 
 def __getattr__(name: str) -> Any:

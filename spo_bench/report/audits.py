@@ -7,8 +7,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .render import Column, Entry, Table, number
-from .results import Cell, Results, short_model
+from .entries import model_entry, text_entry
+from .grid import Column, Entry, Table, number
+from .results import Cell, Results
 
 _SPLITS = ("sft", "train", "heldout", "eval")
 _FIRST = ("rows", "kept", "dropped", "overlap")
@@ -24,14 +25,14 @@ def data(results: Results) -> Table:
         for name in sorted(splits, key=lambda name: _SPLITS.index(name) if name in _SPLITS else len(_SPLITS)):
             found.append((model, task, name, {**splits[name], **({"overlap": shared[name]} if name in shared else {})}))
     counts = list(dict.fromkeys([*_FIRST, *(key for *_, split in found for key in split if _is_number(split[key]))]))
-    columns = [Column(key, key.capitalize(), numeric=False) for key in ("model", "task", "split")]
+    columns = [Column(key, key.capitalize(), numeric=False, once=key != "split") for key in ("model", "task", "split")]
     columns += [Column(key, key.replace("_", " ").capitalize()) for key in counts]
     body = [
-        [Entry(model, short_model(model)), Entry(task, task), Entry(name, name), *(_split_count(split, key) for key in counts)]
+        [model_entry(model), text_entry(task), text_entry(name), *(_split_count(split, key) for key in counts)]
         for model, task, name, split in found
     ]
     caption = [
-        "Rows read, kept and dropped. A dropped row's content could not be used; the reasons are in run.json.",
+        "Rows read, kept and dropped. A dropped row’s content could not be used; the reasons are in run.json.",
         "Overlap: prompts of a split that are also among those of sft or train.",
         *overlap_notes(results),
     ]
@@ -58,15 +59,15 @@ def degree(results: Results) -> Table:
     """
     groups: dict[tuple[str, str, str, str], Counter[str]] = {}
     for cell in results.done:
-        where, several = _degree_bins(cell)
+        where, several = degree_bins(cell)
         for bins in several:
             counts = groups.setdefault((cell.model, cell.task, cell.name, where), Counter())
             for name, (correct, count) in bins.items():
                 counts[f"{name} right"] += correct
                 counts[name] += count
     found = {key for counts in groups.values() for key in counts if not key.endswith(" right")}
-    bins_seen = sorted(found, key=_bin_start)
-    columns = [Column(key, key.capitalize(), numeric=False) for key in ("model", "task", "method")]
+    bins_seen = sorted(found, key=bin_start)
+    columns = [Column(key, key.capitalize(), numeric=False, once=key != "method") for key in ("model", "task", "method")]
     columns += [Column("rows", "Measured on", numeric=False)]
     columns += [Column("all", "All"), *(Column(name, f"{name} tokens") for name in bins_seen)]
     body = []
@@ -74,12 +75,12 @@ def degree(results: Results) -> Table:
         shares = [(counts[name], counts[f"{name} right"]) for name in bins_seen]
         shares.insert(0, (sum(n for n, _ in shares), sum(right for _, right in shares)))
         entries = [Entry(right / n, f"{100 * right / n:.1f}", f"({n:,})", n=n) if n else Entry() for n, right in shares]
-        body.append([Entry(model, short_model(model)), *(Entry(text, text) for text in (task, method, where)), *entries])
+        body.append([model_entry(model), *(text_entry(text) for text in (task, method, where)), *entries])
     caption = ["Percent of copies whose degree the head tells right (copies in brackets), seeds together."]
     return Table("degree", "Degree accuracy by length", columns, body, [f"{key[0]}/{key[1]}" for key in groups], caption)
 
 
-def _degree_bins(cell: Cell) -> tuple[str, Sequence[Mapping[str, Sequence[int]]]]:
+def degree_bins(cell: Cell) -> tuple[str, Sequence[Mapping[str, Sequence[int]]]]:
     """Return (which rows were looked at, counts {bin: [right, copies]} to be added up); no counts for a cell without SPO."""
     if not cell.label:
         return "", []
@@ -89,7 +90,9 @@ def _degree_bins(cell: Cell) -> tuple[str, Sequence[Mapping[str, Sequence[int]]]
     return "training rows, last quarter of the steps", steps[-max(1, len(steps) // 4) :]
 
 
-def _bin_start(name: str) -> tuple[float, str]:
+def bin_start(name: str) -> tuple[float, str]:
+    """Return what a bin of lengths is sorted by: where it starts, and its name."""
+    """Return what sorts bins by length: the number a bin's name begins with, and the name."""
     digits = "".join(letter if letter.isdigit() else " " for letter in name).split()
     return (float(digits[0]) if digits else math.inf), name
 
@@ -98,23 +101,23 @@ def evaluation(results: Results) -> Table:
     """Return the evaluation audit: per cell, answers and how they ended; per opponent, verdicts by outcome and by order."""
     found = [(cell, opponent, checks) for cell in results.done for opponent, checks in _checks(cell)]
     keys = list(dict.fromkeys(key for *_, checks in found for key in checks))
-    columns = [Column(key, key.capitalize(), numeric=False) for key in ("model", "task", "method")]
-    columns += [Column("seed", "Seed"), Column("opponent", "Against", numeric=False)]
+    columns = [Column(key, key.capitalize(), numeric=False, once=True) for key in ("model", "task", "method")]
+    columns += [Column("seed", "Seed", numeric=False), Column("opponent", "Against", numeric=False)]
     columns += [Column(key, key.replace("_", " ").capitalize()) for key in keys]
     body = [
         [
-            Entry(cell.model, short_model(cell.model)),
-            Entry(cell.task, cell.task),
-            Entry(cell.name, cell.name),
+            model_entry(cell.model),
+            text_entry(cell.task),
+            text_entry(cell.name),
             Entry(cell.seed, str(cell.seed)),
-            Entry(opponent, opponent),
+            text_entry(opponent),
             *(_count(checks.get(key)) for key in keys),
         ]
         for cell, opponent, checks in found
     ]
     caption = [
         "Cut off: answers that reached the token limit. Invalid verdicts count neither as a win nor as a loss, and are left out.",
-        "Shares are of the cell's answers, or of its verdicts against one opponent.",
+        "Shares are of the cell’s answers, or of its verdicts against one opponent.",
     ]
     caption += _order_notes(keys) + _length_notes(results)
     return Table("audit", "Evaluation audit", columns, body, [f"{cell.model}/{cell.task}" for cell, *_ in found], caption)
@@ -127,7 +130,7 @@ def _order_notes(keys: Sequence[str]) -> list[str]:
     if "first_shown" in keys:
         notes.append("First shown: share of orders naming an answer that name the one shown first; 0.5 is even-handed.")
     if "characters" in keys:
-        notes.append("Characters: mean length of the policy's answers, and of its opponent's.")
+        notes.append("Characters: mean length of the policy’s answers, and of its opponent’s.")
     return notes
 
 
@@ -166,9 +169,9 @@ def _verdict_checks(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     outcomes: Counter[str] = Counter("invalid" if row.get("score") is None else str(row.get("outcome")) for row in rows)
     checks: dict[str, float] = {"verdicts": len(rows)}
     checks |= {name: outcomes[kind] / len(rows) for name, kind in (("ties", "tie"), ("invalid", "invalid"))}
-    checks |= _order_checks([row for row in rows if any("first" in order for order in row.get("orders") or ())])
+    checks |= _order_checks(rows)
     for name, key in (("characters", "length_a"), ("opponent_characters", "length_b")):
-        lengths = [row[key] for row in rows if _is_number(row.get(key))]
+        lengths = [length for row in rows if (length := row.get(key)) is not None]
         checks |= {name: sum(lengths) / len(lengths)} if lengths else {}
     scores = [float(row["score"]) for row in rows if row.get("score") is not None]
     return checks | ({"win_rate": sum(scores) / len(scores)} if scores else {})
@@ -176,11 +179,12 @@ def _verdict_checks(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 def _order_checks(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Return how the order of presentation bears on verdicts, for judges that are shown answers in an order."""
-    if not rows:
+    if not any("first" in order for row in rows for order in row.get("orders") or ()):
         return {}
-    from spo_bench.judging.records import presentation, verdict_of  # loads statsmodels, which is slow
+    from spo_bench.judging.records import presentation  # loads statsmodels, which is slow
+    from spo_bench.judging.verdict import Verdict
 
-    found = presentation([verdict_of(row) for row in rows])
+    found = presentation([Verdict(str(row["id"]), row["outcome"], row["score"], row.get("orders") or ()) for row in rows])
     shown = {"flips": found["flip_rate"], "first_shown": found["first_shown_rate"]}
     return {name: value / 100 for name, value in shown.items() if value is not None}
 

@@ -8,22 +8,12 @@ from typing import Any
 
 from . import names
 from .areas import FRACTION, share
+from .captions import RECONSTRUCTION, holdout_notes, method_notes, scoring_notes
+from .entries import difference_entries, level_entries, model_entry, quiet, text_entry
+from .grid import Column, Entry, Table
 from .measure import curve_areas, headlines
-from .render import Column, Entry, Table
-from .results import SFT, Cell, Results, short_model
-from .tables import (
-    CONTROL,
-    RECONSTRUCTION,
-    Numbers,
-    better_up,
-    difference_entries,
-    headline_names,
-    holdout_notes,
-    level_entries,
-    method_notes,
-    quiet,
-    text_entry,
-)
+from .results import SFT, Cell, Results
+from .tables import CONTROL, Numbers, better_up, headline_names
 
 RELABEL = "relabel"
 """The data axis whose policies are asked for a quality."""
@@ -50,7 +40,7 @@ def axes(numbers: Numbers) -> Table:
     results = numbers.results
     lines = [line for axis in results.axes for line in _lines(results, axis)]
     heads = {"axis": "Data axis", "model": "Model", "task": "Task", "method": "Method", "variant": "Variant", "value": "Value"}
-    columns = [Column(key, shown, numeric=False) for key, shown in heads.items()]
+    columns = [Column(key, shown, numeric=False, once=key not in ("variant", "value")) for key, shown in heads.items()]
     sides: list[Sequence[Entry]] = []
     compared: list[Mapping[str, Any]] = []
     for metric in [*headline_names(results), *([CONTROL] if numbers.levels.get(CONTROL) else [])]:
@@ -129,7 +119,7 @@ def _heads(line: _Line) -> list[Entry]:
     value = "area" if line.value is None else f"{line.value:g}" if isinstance(line.value, float) else str(line.value)
     return [
         text_entry(names.axis_title(line.axis), line.axis),
-        text_entry(short_model(cell.model), cell.model),
+        model_entry(cell.model),
         text_entry(cell.task),
         text_entry(cell.without(line.axis)),
         text_entry(cell.label or "baseline"),
@@ -143,9 +133,8 @@ def _known(entries: Sequence[Entry], expected: Sequence[bool]) -> list[Entry]:
 
 
 def _caption(results: Results, compared: Sequence[Mapping[str, Any]]) -> list[str]:
-    if not results.axes:
-        return ["All cells are trained on the plain data."]
-    caption = [
+    caption = scoring_notes(results, headline_names(results))
+    caption += [
         "Level: mean ± half the width of its 95 % interval.",
         "Δ plain: minus the same cell with the plain value of the axis; Δ SPO: with SPO minus the own baseline at the same "
         "value; both on the same prompts and seeds, with 95 % intervals.",

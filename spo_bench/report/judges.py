@@ -25,7 +25,7 @@ def judge(results: Results) -> Table:
     for (model, task), record in found.items():
         heads = [Entry(model, short_model(model)), Entry(task, task), Entry(record["judge"], _name(record))]
         body.append([*heads, *_measures(record)])
-    caption = [*_caption(list(found.values())), *_spent(results), *_warnings(results)]
+    caption = [*_caption(list(found.values())), *spent_notes(results), *_warnings(results)]
     return Table("judge", "How far to trust the judge", columns, body, [], caption, fold_from=1)
 
 
@@ -70,7 +70,8 @@ def judge_doubts(results: Results) -> list[str]:
     return list(dict.fromkeys(doubts))
 
 
-def _spent(results: Results) -> list[str]:
+def spent_notes(results: Results) -> list[str]:
+    """Return the sentence on what judging took; none where there were no requests."""
     spent = results.run.get("judge_spent") or {}
     if not spent.get("calls"):
         return []

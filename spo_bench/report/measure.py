@@ -22,8 +22,11 @@ EVEN = {"head_to_head": 0.5}
 EVEN_SFT = {"win_rate_sft": 0.5}
 """The same for comparisons with the SFT policy."""
 
-Kind = Literal["spo", "training", "axis"]
-_EVEN: Mapping[Kind, Mapping[str, float]] = {"spo": EVEN, "training": EVEN_SFT, "axis": {}}
+NOT_ABLATED = ("degree_accuracy",)
+"""Metrics that SPO variants are not compared in: what guessing reaches depends on their settings."""
+
+Kind = Literal["spo", "training", "axis", "ablation"]
+_EVEN: Mapping[Kind, Mapping[str, float]] = {"spo": EVEN, "training": EVEN_SFT, "axis": {}, "ablation": {}}
 
 
 @dataclass(frozen=True)
@@ -31,8 +34,9 @@ class Contrast:
     """Cells and their twins over seeds, all else equal.
 
     Attributes:
-        kind: "spo" (variant: with SPO), "training" (variant: a trained policy, baseline: its SFT policy) or "axis" (variant:
-            trained on changed data, baseline: on plain data, as far as one data axis goes).
+        kind: "spo" (variant: with SPO), "training" (variant: a trained policy, baseline: its SFT policy), "axis" (variant:
+            trained on changed data, baseline: on plain data, as far as one data axis goes) or "ablation" (variant: with
+            other SPO settings, baseline: with SPO's default settings).
         pairs: (baseline, variant) a seed, both finished; a baseline may be None for training contrasts without an SFT cell.
         axis: the data axis of an "axis" contrast.
     """
@@ -146,6 +150,67 @@ def axis_contrasts(results: Results, axis: str) -> list[Contrast]:
     return [Contrast("axis", sorted(pairs, key=lambda pair: pair[1].seed), axis) for pairs in groups.values()]
 
 
+def plain_spo(cells: Iterable[Cell]) -> Cell | None:
+    """Return the first cell with SPO as it is by default, else with the first SPO settings that are no control; None without."""
+    own = [cell for cell in cells if cell.spo is not None and not cell.spo.get("control")]
+    return next((cell for cell in own if cell.label == "+SPO"), own[0] if own else None)
+
+
+def ablation_contrasts(results: Results) -> list[Contrast]:
+    """Return the contrasts of every SPO variant and control with plain SPO (``plain_spo``) of the same method and data."""
+    plain = plain_spo(results.cells)
+    if plain is None:
+        return []
+    twins = {(*cell.place, cell.seed): cell for cell in results.done if cell.settings == plain.settings}
+    groups: dict[tuple[str, ...], list[tuple[Cell | None, Cell]]] = {}
+    for cell in results.done:
+        twin = twins.get((*cell.place, cell.seed))
+        if cell.spo is not None and cell.settings != plain.settings and twin is not None:
+            groups.setdefault((*cell.place, cell.settings), []).append((twin, cell))
+    return [Contrast("ablation", sorted(pairs, key=lambda pair: pair[1].seed)) for pairs in groups.values()]
+
+
+def undominated(policies: Sequence[Sequence[Cell]], found: Sequence[Level | None], metric: str) -> list[bool]:
+    """Return which policies are not significantly worse than the best of them in a metric.
+
+    Args:
+        policies: the finished cells of each, over its seeds.
+        found: the level of each; None or NaN = it has none, and is False.
+        metric: its name.
+
+    Each is compared with the best over the prompts and seeds they share (``compare_matrix``), Holm's correction over the call.
+    A policy that shares no seed with the best, or that no test is possible for, has not been shown to be worse: True. The best
+    was chosen by the same data, which makes the others look a little worse than they are.
+    """
+    known = {i: level for i, level in enumerate(found) if level is not None and math.isfinite(level.value)}
+    if not known:
+        return [False] * len(policies)
+    sign = 1 if all(level.higher_is_better for level in known.values()) else -1
+    top = max(known, key=lambda i: sign * known[i].value)
+    shared = {i: both for i in known if i != top and (both := _shared(policies[top], policies[i], metric))}
+    compared = compare_matrix(
+        [best for best, _, _ in shared.values()],
+        [other for _, other, _ in shared.values()],
+        CONFIDENCE,
+        clusters=[clusters for *_, clusters in shared.values()],
+    )
+    worse = {i for i, one in zip(shared, compared) if one.p_adjusted < ALPHA and sign * one.diff < 0}
+    return [i in known and i not in worse for i in range(len(policies))]
+
+
+def _shared(
+    best: Sequence[Cell], others: Sequence[Cell], metric: str
+) -> tuple[NDArray[np.float64], NDArray[np.float64], Sequence[str | None] | None] | None:
+    """Return (best, other, clusters) over the seeds and prompts that both have; None where they share no seed."""
+    mine = {cell.seed: cell.metrics[metric] for cell in best if metric in cell.metrics}
+    rows = [(mine[cell.seed], cell.metrics[metric]) for cell in others if cell.seed in mine and metric in cell.metrics]
+    if not rows:
+        return None
+    first = rows[0][0].among(rows[0][1].ids)  # one of the two may be evaluated on a part of the other's prompts
+    mine_too, theirs = (np.stack([pair[i].among(first.ids).like(first, f"metric '{metric}'") for pair in rows]) for i in (0, 1))
+    return mine_too, theirs, first.clusters
+
+
 def curve_areas(results: Results) -> Results:
     """Return the areas under the data-efficiency curves of the headline metrics as cells of their own (``areas``)."""
     return replace(results, cells=areas(results.cells, {task: headlines(results, task) for task in results.tasks}))
@@ -158,6 +223,7 @@ def comparison_rows(results: Results) -> list[dict[str, Any]]:
     metrics of their own, named with ``names.AREA``; they are compared for SPO only.
     """
     rows = [*_compared(contrasts(results, "spo")), *_compared(contrasts(results, "training"))]
+    rows += _compared(ablation_contrasts(results), NOT_ABLATED)
     for axis in results.axes:
         rows += _compared(axis_contrasts(results, axis))
     if FRACTION in results.axes:
@@ -165,9 +231,9 @@ def comparison_rows(results: Results) -> list[dict[str, Any]]:
     return rows
 
 
-def _compared(found: Sequence[Contrast]) -> Iterable[dict[str, Any]]:
+def _compared(found: Sequence[Contrast], leave_out: Sequence[str] = ()) -> Iterable[dict[str, Any]]:
     names = dict.fromkeys(name for contrast in found for _, cell in contrast.pairs for name in cell.metrics)
-    for name in names:
+    for name in (name for name in names if name not in leave_out):
         family = [(contrast, arrays) for contrast in found if (arrays := contrast.arrays(name)) is not None]
         if not family:
             continue
@@ -244,7 +310,7 @@ def headlines(results: Results, task: str) -> list[str]:
     The known reward where there is one; else a win rate (against the chosen answers before the SFT policy) and a reward model.
     Where nothing judges the answers: the accuracy on held-out pairs, else a text metric that was asked for, else none.
     """
-    names = _measured(results, task)
+    names = results.measured.get(task, [])
     if judging := _judging(names):
         return judging
     texts = [name for name in names if name == "rouge_l" or name.startswith("evaluate:")]
@@ -253,17 +319,13 @@ def headlines(results: Results, task: str) -> list[str]:
 
 def unjudged_notes(results: Results) -> list[str]:
     """Return the sentence that names the tasks whose answers nothing judges; none where there is no such task."""
-    tasks = [task for task in results.tasks if (names := _measured(results, task)) and not _judging(names)]
+    tasks = [task for task in results.tasks if (names := results.measured.get(task, [])) and not _judging(names)]
     if not tasks:
         return []
     where = "" if tasks == results.tasks else f" of {', '.join(tasks)}"
     shown = any("implicit_accuracy" in headlines(results, task) for task in tasks)
     rest = ": implicit accuracy is about the data's held-out pairs" if shown else ""
     return [f"Nothing judges the answers{where} (no known reward, judge or reward model){rest}."]
-
-
-def _measured(results: Results, task: str) -> list[str]:
-    return list(dict.fromkeys(name for cell in results.done if cell.task == task for name in cell.metrics))
 
 
 def _judging(names: Sequence[str]) -> list[str]:

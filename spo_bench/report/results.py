@@ -177,11 +177,27 @@ class Cell:
     def rows(self, name: str) -> list[dict[str, Any]]:
         """Return the rows of one of the cell's .jsonl files; none where the file is absent."""
         path = self.directory / f"{name}.jsonl"
-        return list(read_jsonl(path)) if path.exists() else []
+        if not path.exists():
+            return []
+        lines = (line for line in path.read_text(encoding="utf-8").split("\n") if line.strip())
+        rows: list[dict[str, Any]] = json.loads(f"[{','.join(lines)}]")  # all at once: a run has a million of them
+        return rows
 
     def audit(self) -> dict[str, Any]:
         """Return the cell's own audit.json, or an empty mapping."""
         path = self.directory / "audit.json"
+        return dict(read_json(path)) if path.exists() else {}
+
+    @cached_property
+    def stages(self) -> Mapping[str, Mapping[str, Any]]:
+        """Return the identities of the stages that made the cell, by stage name; none where the cell was not finished."""
+        path = self.directory / "spec.json"
+        return dict(read_json(path).get("stages") or {}) if path.exists() else {}
+
+    @cached_property
+    def provenance(self) -> Mapping[str, Any]:
+        """Return where the cell's numbers come from; nothing where the cell was not finished."""
+        path = self.directory / "provenance.json"
         return dict(read_json(path)) if path.exists() else {}
 
     def _metric(self, name: str, raw: Mapping[str, Any]) -> Metric:
@@ -217,7 +233,7 @@ class Results:
         """Return the run's name."""
         return str(self.spec.get("name") or self.directory.resolve().name)
 
-    @property
+    @cached_property
     def tasks(self) -> list[str]:
         """Return the tasks, in order of first appearance."""
         return list(dict.fromkeys(cell.task for cell in self.cells))
@@ -242,12 +258,20 @@ class Results:
         places = dict.fromkeys((cell.model, cell.task) for cell in self.cells)
         return {place: found[one] for place in places if (one := "/".join(place)) in found}
 
-    @property
+    @cached_property
     def done(self) -> list[Cell]:
         """Return the finished cells."""
         return [cell for cell in self.cells if cell.done]
 
-    @property
+    @cached_property
+    def measured(self) -> dict[str, list[str]]:
+        """Return the names of the metrics that some finished cell of a task has, by task."""
+        found: dict[str, dict[str, None]] = {task: {} for task in self.tasks}
+        for cell in self.done:
+            found[cell.task] |= dict.fromkeys(cell.metrics)
+        return {task: list(names) for task, names in found.items()}
+
+    @cached_property
     def axes(self) -> list[str]:
         """Return the data axes that some cell is moved along, in order of first appearance."""
         return list(dict.fromkeys(axis for cell in self.cells for axis in cell.axes))

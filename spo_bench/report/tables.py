@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 from spo_bench.files import canonical_json
 
 from . import names
-from .judges import judge_notes
-from .measure import ALPHA, Level, curve_areas, headlines, levels, unjudged_notes
-from .render import Column, Entry, Table, number
-from .results import SFT, Cell, Results, short_model
+from .captions import RECONSTRUCTION, holdout_notes, level_note, method_notes, scoring_notes
+from .entries import difference_entries, level_entries, model_entry, p_text, plain_entry, quiet, text_entry
+from .grid import Bold, Column, Entry, Table
+from .judges import spent_notes
+from .measure import Level, curve_areas, headlines, levels, plain_spo, undominated, unjudged_notes
+from .results import SFT, Cell, Results
 
-RECONSTRUCTION = "SPO is a reconstruction from public descriptions: no reference code exists, and its settings here are ours."
 CONTROL = "controllability"
 """The metric of relabelled data: whether answers are as good as the prompt asks them to be."""
+T = TypeVar("T")
 Key = tuple[str, str, str, str, str]
 """model, task, method, axes, SPO settings: what one row of results is about, seeds taken together."""
 
@@ -62,58 +64,81 @@ def gather(results: Results, comparisons: Sequence[Mapping[str, Any]]) -> Number
         curves = curve_areas(results)
         found |= {f"{names.AREA}{name}": levels(curves, f"{names.AREA}{name}") for name in wanted}
         found |= {CONTROL: levels(results, CONTROL)}
+    if plain_spo(results.cells) is not None:
+        found |= {"degree_accuracy": levels(results, "degree_accuracy")}
     return Numbers(results, comparisons, found)
 
 
 def variants(results: Results) -> dict[tuple[str, str], list[Cell]]:
     """Return the rows of a results table: (model, name) -> cells over tasks and seeds, baselines first."""
     rows: dict[tuple[str, str], list[Cell]] = {}
-    families = list(dict.fromkeys((cell.model, cell.family) for cell in results.cells))
+    families = _places((cell.model, cell.family) for cell in results.cells)
     ordered = sorted(
-        results.cells, key=lambda cell: (families.index((cell.model, cell.family)), cell.method != SFT, cell.spo is not None)
+        results.cells, key=lambda cell: (families[(cell.model, cell.family)], cell.method != SFT, cell.spo is not None)
     )
     for cell in ordered:
         rows.setdefault((cell.model, cell.name), []).append(cell)
-    models = list(dict.fromkeys(cell.model for cell in results.cells))
-    return dict(sorted(rows.items(), key=lambda item: (models.index(item[0][0]), item[1][0].method != SFT)))
+    models = _places(cell.model for cell in results.cells)
+    return dict(sorted(rows.items(), key=lambda item: (models[item[0][0]], item[1][0].method != SFT)))
 
 
-def main(numbers: Numbers) -> Table:
-    """Return the results table: model › method › +SPO, and for each task its headline metrics, Δ to the own baseline, length."""
+def _places(some: Iterable[T]) -> dict[T, int]:
+    """Return each thing's place in order of first appearance."""
+    return {one: i for i, one in enumerate(dict.fromkeys(some))}
+
+
+def main(numbers: Numbers, bold: Bold = "best") -> Table:
+    """Return the results table: model › method › +SPO, and for each task its headline metrics, Δ to the own baseline, length.
+
+    ``bold``: "best" marks the best and the second of each block, "undominated" all that are not significantly worse than the
+    best (``measure.undominated``).
+    """
     results = numbers.results
     rows = variants(results)
-    columns = [Column("model", "Model", numeric=False), Column("method", "Method", numeric=False)]
+    columns = [Column("model", "Model", numeric=False, once=True), Column("method", "Method", numeric=False)]
     blocks = [f"{model}|{cells[0].axes.get('holdout', '')}" for (model, _), cells in rows.items()]  # marked on the same prompts
     sides: list[list[Entry]] = []
+    levelled: list[Level] = []
     for task in results.tasks:
-        first = {key: next((cell for cell in cells if cell.task == task), None) for key, cells in rows.items()}
+        own = [[cell for cell in cells if cell.task == task] for cells in rows.values()]
+        first = [cells[0] if cells else None for cells in own]
         for metric in headlines(results, task):
             better = better_up(numbers.levels[metric])
-            found = [numbers.level(cell, metric) if cell else None for cell in first.values()]
+            found = [numbers.level(cell, metric) if cell else None for cell in first]
+            levelled += [level for level in found if level]
             columns.append(Column(metric, names.title(metric), task, names.direction(metric, better)))
-            sides.append(_mark(level_entries(found, metric), blocks, better))
+            entries = level_entries(found, metric)
+            if bold == "best":
+                sides.append(_mark(entries, blocks, better))
+            else:
+                sides.append(_mark_undominated(entries, blocks, own, found, metric))
             columns.append(Column(f"{metric} difference", "Δ", task, names.direction(metric, better)))
-            compared = [numbers.comparison(cell, metric, "spo") if cell and cell.label else None for cell in first.values()]
-            blank = [cell is None or not cell.label for cell in first.values()]
+            compared = [numbers.comparison(cell, metric, "spo") if cell and cell.label else None for cell in first]
+            blank = [cell is None or not cell.label for cell in first]
             sides.append([quiet(entry) if empty else entry for entry, empty in zip(difference_entries(compared, metric), blank)])
-        if any("length" in cell.metrics for cell in results.done if cell.task == task):
+        if any("length" in cell.metrics for cells in own for cell in cells if cell.done):
             columns.append(Column("length", "Length", task))
-            found = [numbers.level(cell, "length") if cell else None for cell in first.values()]
-            sides.append([replace(entry, small="") for entry in level_entries(found, "length", places=1)])
-    heads = [[text_entry(short_model(model), model), text_entry(name)] for model, name in rows]
+            sides.append(length_entries(numbers, first))
+    heads = [[model_entry(model), text_entry(name)] for model, name in rows]
     body = [[*head, *(side[i] for side in sides)] for i, head in enumerate(heads)]
-    shown = [row for row in numbers.comparisons if row["kind"] == "spo"]
+    headline = headline_names(results)
     caption = [
         *unjudged_notes(results),
-        *judge_notes(results),
-        "Mean ± half the width of its 95 % interval.",
+        *scoring_notes(results, headline),
+        level_note(levelled),
         "Δ: with SPO minus the own baseline on the same prompts and seeds, with its 95 % interval.",
         *_fewer_seeds(rows),
         *holdout_notes(results),
-        *method_notes([row for row in shown if row["metric"] in headline_names(results)]),
+        *method_notes([row for row in numbers.comparisons if row["kind"] == "spo" and row["metric"] in headline]),
         RECONSTRUCTION,
     ]
-    return Table("main", "Results", columns, body, [model for model, _ in rows], caption)
+    return Table("main", "Results", columns, body, [model for model, _ in rows], caption, bold=bold)
+
+
+def length_entries(numbers: Numbers, cells: Sequence[Cell | None]) -> list[Entry]:
+    """Return a column of mean lengths."""
+    found = [numbers.level(cell, "length") if cell else None for cell in cells]
+    return [replace(entry, small="") for entry in level_entries(found, "length", places=1)]
 
 
 def _fewer_seeds(rows: Mapping[tuple[str, str], Sequence[Cell]]) -> list[str]:
@@ -125,163 +150,6 @@ def _fewer_seeds(rows: Mapping[tuple[str, str], Sequence[Cell]]) -> list[str]:
             if 0 < sum(some) < len(some):
                 short.append(f"{name} on {task} ({sum(some)} of {len(some)})")
     return [f"Fewer seeds than planned: {', '.join(short)}; Δ is over common seeds."] if short else []
-
-
-def holdout_notes(results: Results) -> list[str]:
-    """Say which prompts hold-out cells are evaluated on; nothing where there are none."""
-    return ["Cells with held-out domains are evaluated on these domains’ prompts only."] if "holdout" in results.axes else []
-
-
-def training(numbers: Numbers) -> Table:
-    """Return what preference training did: every trained policy against its own SFT policy."""
-    return _long(numbers, "training", "training", "Trained policies against their SFT policy", short=True)
-
-
-def effects(numbers: Numbers) -> Table:
-    """Return every SPO contrast in every metric, one a row."""
-    return _long(numbers, "spo", "effects", "With SPO against the own baseline, every metric", short=False)
-
-
-def _long(numbers: Numbers, kind: str, name: str, title: str, short: bool) -> Table:
-    results = numbers.results
-    wanted = [*headline_names(results), "win_rate_sft"]
-    chosen = [row for row in numbers.comparisons if row["kind"] == kind and (not short or row["metric"] in wanted)]
-    chosen.sort(key=lambda row: results.tasks.index(row["task"]))
-    texts = {"model": "Model", "task": "Task", "variant": "Policy", "baseline": "Against", "metric": "Metric"}
-    sizes = {"difference": "Difference", "p": "p", "p_adjusted": "p (Holm)", "family": "Family"}
-    columns = [Column(key, shown, numeric=False) for key, shown in texts.items()]
-    columns += [Column(key, shown) for key, shown in {**sizes, "n_prompts": "Prompts", "n_seeds": "Seeds"}.items()]
-    columns.append(Column("estimand", "Estimand", numeric=False))
-    body = []
-    for row in chosen:
-        arrow = {"": "", "up": " ↑", "down": " ↓"}[names.direction(row["metric"], row["higher_is_better"])]
-        heads = [
-            text_entry(short_model(row["model"]), row["model"]),
-            *(text_entry(row[key]) for key in ("task", "variant", "baseline")),
-        ]
-        entry = difference_entries([row], row["metric"])[0]
-        counts = [Entry(row[key], str(row[key])) for key in ("family", "n_prompts", "n_seeds")]
-        ps = [Entry(row[key], p_text(row[key])) for key in ("p", "p_adjusted")]
-        metric = text_entry(names.title(row["metric"]) + arrow, row["metric"])
-        body.append([*heads, metric, entry, *ps, *counts, text_entry(row["estimand"])])
-    caption = ["Difference with its 95 % interval, in the metric's unit (points for percent).", *method_notes(chosen)]
-    caption += ["Win rates against the SFT policy are tested against 50 %."] if kind == "training" else [RECONSTRUCTION]
-    return Table(name, title, columns, body, [f"{row['model']}|{row['task']}" for row in chosen], caption)
-
-
-def cost(numbers: Numbers) -> Table:
-    """Return what a cell costs: the scalars of its scores, means over seeds, and training time against the own baseline."""
-    results = numbers.results
-    scalars = list(dict.fromkeys(name for cell in results.done for name in cell.scalars))
-    groups: dict[Key, list[Cell]] = {}
-    for cells in variants(results).values():
-        for cell in sorted(cells, key=lambda one: results.tasks.index(one.task)):
-            if cell.method != SFT or (cell.done and cell.scalars):
-                groups.setdefault((*cell.place, cell.settings), []).append(cell)
-    ordered = sorted(groups.items(), key=lambda item: results.tasks.index(item[0][1]))
-    means = {
-        key: {name: _mean([cell.scalars[name][0] for cell in cells if cell.done and name in cell.scalars]) for name in scalars}
-        for key, cells in ordered
-    }
-    columns = [Column(key, key.capitalize(), numeric=False) for key in ("model", "task", "method")]
-    columns += [Column(name, names.title(name)) for name in scalars]
-    relative = "seconds" in scalars
-    columns += [Column("seconds relative", "Time × baseline")] if relative else []
-    body = []
-    for key, cells in ordered:
-        row = [text_entry(short_model(key[0]), key[0]), text_entry(key[1]), text_entry(cells[0].name)]
-        row += [_plain(means[key][name], name) for name in scalars]
-        if relative:
-            base = means.get((*cells[0].place, "false"), {}).get("seconds", math.nan)
-            ratio = means[key]["seconds"] / base if cells[0].label and base > 0 else math.nan
-            row.append(_plain(ratio, "") if cells[0].label else Entry(text=""))
-        body.append(row)
-    caption = ["Means over seeds, measured where the cells ran; times depend on the machine and on what else ran there."]
-    return Table("cost", "Cost", columns, body, [f"{key[0]}|{key[1]}" for key, _ in ordered], caption)
-
-
-def method_notes(rows: Sequence[Mapping[str, Any]], family_of: str = "a metric") -> list[str]:
-    """Return the caption's sentences on estimand, test and family, true for these comparisons.
-
-    ``family_of`` says in words what the contrasts of one family share.
-    """
-    if not rows:
-        return ["No comparison could be made."]
-    notes = []
-    estimands = dict.fromkeys(row["estimand"] for row in rows)
-    if "method" in estimands:
-        spreads = [row["seed_spread_p"] for row in rows if row["estimand"] == "method" and row["seed_spread_p"] is not None]
-        check = f"; equal seed noise is assumed, Levene's p {p_text(min(spreads))}" if spreads else ""
-        size = f"{_range(rows, 'n_prompts', 'method')} prompts × {_range(rows, 'n_seeds', 'method')} seeds, both random"
-        notes.append(
-            f"Estimand “the method” ({size}): two-way interval and t test, seed variance pooled over the contrasts of "
-            f"{family_of}{check}."
-        )
-    if "checkpoints" in estimands:
-        notes.append(
-            f"Estimand “these checkpoints” ({_range(rows, 'n_prompts', 'checkpoints')} prompts, one seed: nothing is said about "
-            "retraining): bootstrap over prompts, sign-flip test."
-        )
-    family = _range(rows, "family")
-    notes.append(f"† p < .05 after Holm's correction over all contrasts of {family_of} (family of {family}).")
-    return notes
-
-
-def p_text(p: float | None) -> str:
-    """Return a p for reading: three decimals, or < .001."""
-    if p is None:
-        return "--"
-    return "< .001" if p < 0.001 else f"{p:.3f}".lstrip("0") if p < 1 else "1"
-
-
-def _range(rows: Sequence[Mapping[str, Any]], key: str, estimand: str | None = None) -> str:
-    values = [row[key] for row in rows if estimand in (None, row["estimand"])]
-    return str(min(values)) if min(values) == max(values) else f"{min(values)}–{max(values)}"
-
-
-def headline_names(results: Results) -> list[str]:
-    """Return the headline metrics of all tasks."""
-    return list(dict.fromkeys(name for task in results.tasks for name in headlines(results, task)))
-
-
-def better_up(found: Mapping[tuple[str, ...], Level]) -> bool:
-    """Return whether more of a metric is better, by its levels."""
-    return all(level.higher_is_better for level in found.values())
-
-
-def level_entries(found: Sequence[Level | None], metric: str, places: int | None = None) -> list[Entry]:
-    """Return a column of levels with ± half of their intervals, all with as many decimals as these deserve."""
-    factor = names.scale(metric)
-    halves = [factor * (level.high - level.low) / 2 if level else math.nan for level in found]
-    digits = names.decimals(halves) if places is None else places
-    out = []
-    for level, half in zip(found, halves):
-        if level is None or not math.isfinite(level.value):
-            out.append(Entry(n=level.n if level else 0))
-            continue
-        low, high = (value if math.isfinite(value) else None for value in (level.low, level.high))
-        small = f"±{number(half, digits)}" if math.isfinite(half) else ""
-        out.append(Entry(level.value, number(factor * level.value, digits), small, low, high, n=level.n))
-    return out
-
-
-def difference_entries(rows: Sequence[Mapping[str, Any] | None], metric: str) -> list[Entry]:
-    """Return a column of differences with their intervals, from rows of comparisons; None is shown as missing."""
-    factor = names.scale(metric)
-    known = [row for row in rows if row and row["low"] is not None]
-    digits = names.decimals(factor * (row["high"] - row["low"]) / 2 for row in known)
-    out = []
-    for row in rows:
-        if row is None or row["diff"] is None:
-            out.append(Entry(n=row["n_prompts"] if row else 0))
-            continue
-        ends = [number(factor * row[key], digits, sign=True) for key in ("low", "high") if row[key] is not None]
-        p = row["p_adjusted"]
-        text = number(factor * row["diff"], digits, sign=True)
-        small = f"[{', '.join(ends)}]" if ends else ""
-        details = {key: row[key] for key in ("low", "high", "p", "p_adjusted")}
-        out.append(Entry(row["diff"], text, small, **details, n=row["n_prompts"], significant=p is not None and p < ALPHA))
-    return out
 
 
 def _mark(entries: Sequence[Entry], blocks: Sequence[str], higher_is_better: bool) -> list[Entry]:
@@ -300,23 +168,114 @@ def _mark(entries: Sequence[Entry], blocks: Sequence[str], higher_is_better: boo
     return out
 
 
-def quiet(entry: Entry) -> Entry:
-    """Return the entry, or an empty one where a missing value is nothing that is missed."""
-    return replace(entry, text="", n=None) if entry.value is None else entry
+def _mark_undominated(
+    entries: Sequence[Entry],
+    blocks: Sequence[str],
+    cells: Sequence[Sequence[Cell]],
+    found: Sequence[Level | None],
+    metric: str,
+) -> list[Entry]:
+    """Mark all of each block that are not significantly worse than its best, where there are two or more to choose from."""
+    out = list(entries)
+    for block in dict.fromkeys(blocks):
+        places = [i for i, own in enumerate(blocks) if own == block and isinstance(entries[i].value, float)]
+        if len(places) > 1:
+            policies = [[cell for cell in cells[i] if cell.done] for i in places]
+            kept = undominated(policies, [found[i] for i in places], metric)
+            for i in (i for i, good in zip(places, kept) if good):
+                out[i] = replace(out[i], mark="best")
+    return out
 
 
-def text_entry(shown: str, value: str | None = None) -> Entry:
-    """Return an entry of text, with what csv and json hold where that is not what is shown."""
-    return Entry(shown if value is None else value, shown)
+def training(numbers: Numbers) -> Table:
+    """Return what preference training did: every trained policy against its own SFT policy."""
+    return _long(numbers, "training", "training", "Trained policies against their SFT policy", short=True)
 
 
-def _plain(value: float, metric: str) -> Entry:
-    if not math.isfinite(value):
-        return Entry()
-    shown = value * names.scale(metric)
-    return Entry(value, number(shown, 0 if abs(shown) >= 1000 else 1 if abs(shown) >= 100 else 2))
+def effects(numbers: Numbers) -> Table:
+    """Return every SPO contrast in every metric, one a row."""
+    return _long(numbers, "spo", "effects", "With SPO against the own baseline, every metric", short=False)
 
 
-def _mean(values: Sequence[float]) -> float:
-    known = [value for value in values if math.isfinite(value)]
-    return sum(known) / len(known) if known else math.nan
+def _long(numbers: Numbers, kind: str, name: str, title: str, short: bool) -> Table:
+    results = numbers.results
+    wanted = [*headline_names(results), "win_rate_sft"]
+    chosen = [row for row in numbers.comparisons if row["kind"] == kind and (not short or row["metric"] in wanted)]
+    tasks = _places(results.tasks)
+    chosen.sort(key=lambda row: tasks[row["task"]])
+    texts = {"model": "Model", "task": "Task", "variant": "Policy", "baseline": "Against", "metric": "Metric"}
+    results_of = {"difference": "Difference", "p": "p", "p_adjusted": "p (Holm)"}
+    sizes = {"family": "Family", "n_prompts": "Prompts", "n_seeds": "Seeds"}
+    columns = [Column(key, shown, numeric=False, once=key in ("model", "task", "variant")) for key, shown in texts.items()]
+    columns += [Column(key, shown) for key, shown in results_of.items()]
+    columns += [Column(key, shown, fold=True, said=shown.lower()) for key, shown in sizes.items()]
+    columns.append(Column("estimand", "Estimand", numeric=False))
+    body = []
+    for row in chosen:
+        arrow = {"": "", "up": " ↑", "down": " ↓"}[names.direction(row["metric"], row["higher_is_better"])]
+        heads = [model_entry(row["model"]), *(text_entry(row[key]) for key in ("task", "variant", "baseline"))]
+        entry = difference_entries([row], row["metric"])[0]
+        counts = [Entry(row[key], str(row[key])) for key in ("family", "n_prompts", "n_seeds")]
+        ps = [Entry(row[key], p_text(row[key])) for key in ("p", "p_adjusted")]
+        metric = text_entry(names.title(row["metric"]) + arrow, row["metric"])
+        body.append([*heads, metric, entry, *ps, *counts, text_entry(row["estimand"])])
+    caption = scoring_notes(results, [row["metric"] for row in chosen])
+    caption += ["Difference with its 95 % interval, in the metric’s unit (points for percent).", *method_notes(chosen)]
+    caption += ["Win rates against the SFT policy are tested against 50 %."] if kind == "training" else [RECONSTRUCTION]
+    return Table(name, title, columns, body, [f"{row['model']}|{row['task']}" for row in chosen], caption)
+
+
+def cost(numbers: Numbers) -> Table:
+    """Return what an arm costs: lengths of its answers and the scalars of its scores, means over seeds, and training time
+    against the own baseline; what judging took in all stands in the caption.
+    """
+    results = numbers.results
+    groups: dict[Key, list[Cell]] = {}
+    tasks = _places(results.tasks)
+    for cells in variants(results).values():
+        for cell in sorted(cells, key=lambda one: tasks[one.task]):
+            if cell.method != SFT or (cell.done and cell.scalars):
+                groups.setdefault((*cell.place, cell.settings), []).append(cell)
+    ordered = sorted(groups.items(), key=lambda item: tasks[item[0][1]])
+    means = {key: _mean_scalars(cells) for key, cells in ordered}
+    scalars = list(dict.fromkeys(name for found in means.values() for name in found))
+    columns = [Column(key, key.capitalize(), numeric=False, once=key != "method") for key in ("model", "task", "method")]
+    columns += [Column("length", "Length"), *(Column(name, names.title(name)) for name in scalars)]
+    relative = "seconds" in scalars
+    columns += [Column("seconds relative", "Time × baseline")] if relative else []
+    lengths = length_entries(numbers, [cells[0] for _, cells in ordered])
+    body = []
+    for (key, cells), length in zip(ordered, lengths):
+        row = [model_entry(key[0]), text_entry(key[1]), text_entry(cells[0].name), length]
+        row += [plain_entry(means[key].get(name, math.nan), name) for name in scalars]
+        if relative:
+            base = means.get((*cells[0].place, "false"), {}).get("seconds", math.nan)
+            ratio = means[key].get("seconds", math.nan) / base if base > 0 else math.nan
+            row.append(plain_entry(ratio) if cells[0].label else Entry(text=""))
+        body.append(row)
+    caption = [
+        "Means over seeds, measured where the cells ran; times depend on the machine and on what else ran there.",
+        "Length: of the policy’s answers, in tokens. Tokens/pair: computed a training pair, shared prefixes once.",
+        *spent_notes(results),
+    ]
+    return Table("cost", "Cost", columns, body, [f"{key[0]}|{key[1]}" for key, _ in ordered], caption)
+
+
+def _mean_scalars(cells: Sequence[Cell]) -> dict[str, float]:
+    """Return the means over finished cells of the scalars they have."""
+    found: dict[str, list[float]] = {}
+    for cell in cells:
+        for name, (value, _) in cell.scalars.items() if cell.done else ():
+            found.setdefault(name, []).append(value)
+    known = {name: [value for value in values if math.isfinite(value)] for name, values in found.items()}
+    return {name: sum(values) / len(values) if values else math.nan for name, values in known.items()}
+
+
+def headline_names(results: Results) -> list[str]:
+    """Return the headline metrics of all tasks."""
+    return list(dict.fromkeys(name for task in results.tasks for name in headlines(results, task)))
+
+
+def better_up(found: Mapping[tuple[str, ...], Level]) -> bool:
+    """Return whether more of a metric is better, by its levels."""
+    return all(level.higher_is_better for level in found.values())

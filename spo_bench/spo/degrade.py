@@ -18,6 +18,7 @@ import re
 from collections.abc import Sequence
 from itertools import accumulate
 from random import Random
+from typing import NamedTuple
 
 from spo_bench.spo.keywords import SPACES, Phrase, scan
 from spo_bench.spo.settings import SpoSettings
@@ -28,11 +29,18 @@ _NO_SPACE_BEFORE = "\r\n.,;:!?)]}”’»…%"
 _EMPTY_LINES = re.compile(rf"^(?:[{SPACES}]*\r?\n)+")
 
 
-def degraded_copies(text: str, settings: SpoSettings, seed: int) -> list[str | None]:
-    """Return one text a degree, (degrees,); the first is ``text`` itself.
+class Removal(NamedTuple):
+    """How an answer's key content goes: ``units`` in the order of their going, ``counts``: degree above 0 -> how many it lacks.
 
-    None stands for a degree this text cannot show (too few units). Same text, settings and seed: same copies, in any process.
+    A degree that the text cannot show has no count.
     """
+
+    units: list[Phrase]
+    counts: dict[int, int]
+
+
+def removal(text: str, settings: SpoSettings, seed: int) -> Removal:
+    """Return which units of a text go, in which order, and how many at each degree."""
     every_word, units = scan(text)
     if settings.unit == "word":
         units = [word for word in every_word if word.score > 0]
@@ -48,6 +56,15 @@ def degraded_copies(text: str, settings: SpoSettings, seed: int) -> list[str | N
         counts = {k: sizes[count] for k, count in counts.items()}
         units = every_word
         _random("control", seed, text).shuffle(units)
+    return Removal(units, counts)
+
+
+def degraded_copies(text: str, settings: SpoSettings, seed: int) -> list[str | None]:
+    """Return one text a degree, (degrees,); the first is ``text`` itself.
+
+    None stands for a degree this text cannot show (too few units). Same text, settings and seed: same copies, in any process.
+    """
+    units, counts = removal(text, settings, seed)
     copies: list[str | None] = [text] + [None] * (settings.degrees - 1)
     for k, count in counts.items():
         copy = remove(text, units[:count], settings.op)
