@@ -43,7 +43,8 @@ def test_a_row_is_what_compare_matrix_says(tmp_path):
         assert (row["difference"].value, row["difference"].low, row["difference"].high) == (one.diff, one.low, one.high)
         assert (row["p"].value, row["prompts"].value, row["seeds"].value) == (one.p_adjusted, 200, 3)
         assert row["b"].value - row["a"].value == pytest.approx(one.diff)
-        assert row["note"].text == "paired on 200 prompts"
+        invalid = "; 3 of 600 values are invalid in A and left out" if arm == "m0" else ""
+        assert row["note"].text == f"paired on 200 prompts{invalid}"
 
 
 def test_partly_shared_prompts(tmp_path):
@@ -93,7 +94,7 @@ def test_what_cannot_be_compared_is_said(tmp_path):
     judges = [{"judge": {"kind": "openai", "settings": {"model": name}}} for name in ("old", "new")]
     options = [{"metric": "win_rate_sft", **judge} for judge in judges]
     found = rows(compare(*both(tmp_path / "judge", values, values, *options)))
-    assert found["m0"]["note"].text == "not comparable: another judge (settings.model 'old' -> 'new')"
+    assert found["m0"]["note"].text == "not comparable: another judge: openai old → openai new"
     assert found["m0"]["difference"].text == MISSING
     assert found["m0"]["a"].value == pytest.approx(values["m0"].mean())
     extra = {"m1": values["m1"], "m2": values["m0"]}
@@ -148,6 +149,101 @@ def test_one_policy_for_all_seeds_says_nothing_of_training(tmp_path):
     found = compare(first, second)
     assert "one policy on each side for all seeds" in next(iter(rows(found).values()))["note"].text
     assert any("these checkpoints" in note for note in found.caption)
+
+
+def edit(run: Path, name: str, change, cells: str = "*") -> None:
+    for path in run.glob(f"cells/{cells}/{name}.json"):
+        content = read_json(path)
+        change(content)
+        write_json(path, content)
+
+
+@pytest.mark.parametrize(
+    ("metric", "ours", "theirs", "same"),
+    [
+        ("head_to_head", "old", "old", True),
+        ("head_to_head", "old", "new", False),
+        ("head_to_head", "old", None, False),
+        ("head_to_head", None, None, False),
+        ("win_rate_chosen", "old", "new", True),  # held against the data's answers
+    ],
+)
+def test_a_win_rate_has_the_policies_of_both_sides(tmp_path, metric, ours, theirs, same):
+    """The same policy against another baseline, or one that is not known, is no fixed checkpoint."""
+    options = [{"metric": metric, "policies": "saved"}] * 2
+    found = both(tmp_path, *[night(0, arms=1)] * 2, *options)
+    for run, baseline in zip(found, (ours, theirs)):
+        if baseline:
+            edit(run.directory, "provenance", lambda known, baseline=baseline: known.update(opponents={"baseline": baseline}))
+    (one,) = match(*(read_results(run.directory) for run in found))
+    assert one.policies.same
+    assert one.values(metric).policies.same is same
+
+
+def scored(run: Path, metrics) -> None:
+    """Give every cell a score stage whose metrics are recorded so."""
+    stage = {"kind": "score", "version": 1, "config": {"metrics": metrics}, "inputs": {}}
+    edit(run, "spec", lambda spec: spec["stages"].update(score=stage))
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "said"),
+    [
+        (["evaluate:x"], ["evaluate:x"], ""),  # as runs recorded them once
+        (["evaluate:x"], {"evaluate:x": None}, ""),
+        (["evaluate:x"], {"evaluate:x": "aa"}, "script: its content is recorded on one side only"),
+        ({"evaluate:x": "aa"}, {"evaluate:x": "bb"}, "another script (other content)"),
+    ],
+)
+def test_scripts_are_known_by_content(tmp_path, ours, theirs, said):
+    first, second = both(tmp_path, *[night(0, arms=1)] * 2, *[{"metric": "evaluate:x"}] * 2)
+    for run, metrics in ((first, ours), (second, theirs)):
+        scored(run.directory, metrics)
+    (one,) = match(read_results(first.directory), read_results(second.directory))
+    assert one.values("evaluate:x").reason == said
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "said"),
+    [
+        ({"hash": "aa", "key": "k"}, {"hash": "aa", "key": "l"}, ""),
+        ({"hash": "aa", "key": "k"}, {"hash": "bb", "key": "k"}, "another reward model (other content)"),
+        ({"hash": "aa", "key": "k"}, {"key": "k"}, ""),
+        ({"key": "k"}, {"key": "l"}, "another reward model (other content)"),
+        ({"hash": "aa"}, {"key": "k"}, "reward model: its content is recorded on one side only"),
+    ],
+)
+def test_a_hash_is_never_held_against_a_key(tmp_path, ours, theirs, said):
+    first, second = both(tmp_path, *[night(0, arms=1)] * 2, *[{"metric": "reward/rm"}] * 2)
+    for run, known in ((first, ours), (second, theirs)):
+        stage = {"kind": "reward", "version": 1, "config": {}, "inputs": {"reward_model": known["key"]} if "key" in known else {}}
+        edit(run.directory, "spec", lambda spec, stage=stage: spec["stages"].update({"reward/rm": stage}))
+        hashes = {"reward/rm": known["hash"]} if "hash" in known else {}
+        edit(run.directory, "provenance", lambda record, hashes=hashes: record.update(reward_models=hashes))
+    (one,) = match(read_results(first.directory), read_results(second.directory))
+    # Either side may be the older one.
+    (other,) = match(read_results(second.directory), read_results(first.directory))
+    found = {one.values("reward/rm").reason, other.values("reward/rm").reason}
+    assert found == ({"reward model: its content is recorded on one side only"} if "one side" in said else {said})
+
+
+def test_changed_sources_are_shown(tmp_path):
+    """Weights that SFT starts from, judges and reward models are no stages of a cell, so that no setting tells of them."""
+    first, second = both(tmp_path, *[night(0, arms=2)] * 2)
+    for run, key in ((first, "k"), (second, "l")):
+        sft = {"kind": "sft", "version": 1, "config": {}, "inputs": {"model": key, "data:0": f"data {key}", "policy": key}}
+        reward = {"kind": "reward", "version": 1, "config": {}, "inputs": {"reward_model": key, "samples": key}}
+        judge = {"kind": "judge", "version": 1, "config": {}, "inputs": {"judge_model": key, "data": f"data {key}"}}
+        stages = {"sft": sft, "reward/rm": reward, "judge/sft": judge}
+        edit(run.directory, "spec", lambda spec, stages=stages: spec["stages"].update(stages))
+        lines = [{**row, "keys": {"data": f"data {key}"}} for row in read_jsonl(run.directory / "cells.jsonl")]
+        write_jsonl(run.directory / "cells.jsonl", lines)
+    found = changed_settings(match(read_results(first.directory), read_results(second.directory)))
+    assert [line for line in found if " changed" in line] == [
+        "sft.model changed (all arms)",
+        "judge/sft.judge_model changed (all arms)",
+        "reward/rm.reward_model changed (all arms)",
+    ]
 
 
 # --- which arms belong together -----------------------------------------------------------------------------------------

@@ -230,7 +230,7 @@ def test_nothing_finished_draws_nothing(tmp_path):
 def test_many_panels_are_continued_on_pages(tmp_path, monkeypatch):
     monkeypatch.setattr(style, "TALLEST", 2.5)
     tasks = tuple(f"task_{i}" for i in range(training.MOST_FIGURES + 2))
-    out = make_run(tmp_path, tasks=tasks, methods=("dpo",), variants=(False, SPO), seeds=(0,), prompts=6, steps=4)
+    out = make_run(tmp_path, tasks=tasks, methods=("dpo",), variants=(False, SPO), seeds=(0,), prompts=6, steps=8)
     drawings, figures = drawn(out)
     for kind in ("levels", "win_rates", "degrees"):
         pages = [name for name in drawings if name.startswith(kind)]
@@ -305,6 +305,27 @@ def test_a_far_policy_does_not_press_the_others_together(tmp_path):
     assert_all_fits(figures["frontier"])
 
 
+def test_what_runs_off_the_frontier_or_is_hidden_is_marked(tmp_path):
+    """dpo’s first seed is far off; ipo and its twin are the same policy."""
+    out = make_run(tmp_path, tasks=("a",), methods=("dpo", "ipo"), variants=(False, SPO), steps=2)
+    with_kl(out, lambda row: 40.0 * row["seed"] - 19.0 if row["method"] == "dpo" else 1.0)
+    for seed in (0, 1):
+        twin = read_json(out / "cells" / f"embedded-a-ipo-s{seed}" / "scores.json")
+        write_json(out / "cells" / f"embedded-a-ipo-_SPO-s{seed}" / "scores.json", twin)
+    drawings, figures = drawn(out)
+    panel = figures["frontier"].axes[0]
+    left, right = panel.get_xlim()
+    for marker, border, seed in (("<", left, -19.0), (">", right, 21.0)):
+        assert not left <= seed <= right
+        carets = [line for line in panel.lines if line.get_marker() == marker]
+        assert {float(line.get_xdata()[0]) for line in carets} == {border}
+        assert len(carets) == 2 + 4  # a seed of dpo and of its twin; an end of every interval, since seed noise is pooled
+    large = [line for line in panel.lines if line.get_markersize() == 8]
+    assert [(line.get_xdata()[0], line.get_markerfacecolor()) for line in large] == [(1.0, "none")]
+    assert panel.get_xlabel() == "KL to reference (sampled estimate)"
+    assert "may fall below 0 by chance" in drawings["frontier"].caption
+
+
 def test_win_rates_count_outcomes_and_show_invalid_ones_apart(tmp_path):
     out = make_run(tmp_path, tasks=("a",), methods=("dpo",), variants=(False,), seeds=(0,), prompts=20, steps=2)
     path = out / "cells" / "a".join(["embedded-", "-dpo-s0"]) / "judgments.jsonl"
@@ -318,7 +339,8 @@ def test_win_rates_count_outcomes_and_show_invalid_ones_apart(tmp_path):
     drawings, figures = drawn(out)
     assert [text.get_text() for text in figures["win_rates"].legends[0].get_texts()] == ["win", "tie", "lose", "invalid"]
     level = interval(cell.metrics["win_rate_sft"].values)
-    assert any(text.get_text().startswith(f"{100 * level[0]:.0f} ±") for text in texts(figures["win_rates"]))
+    shown = f"{100 * level[0]:.0f} [{100 * level[1]:.0f}, {100 * level[2]:.0f}]"  # Wilson's interval is lopsided
+    assert shown in [text.get_text() for text in texts(figures["win_rates"])]
     assert "invalid verdicts left out" in drawings["win_rates"].caption
 
 
@@ -327,7 +349,11 @@ def test_degrees_show_wilson_intervals_chance_and_controls(tmp_path):
     for row in read_jsonl(out / "cells.jsonl"):
         if row["spo"]:
             path = out / "cells" / row["id"] / "scores.json"
-            bins = {"128+": [0, 3], "16-32": [6, 10], "0-16": [9, 10]} if not row["spo"]["control"] else {"16-32": [3, 10]}
+            bins = (
+                {"128+": [0, 3], "64-128": [1, 2], "16-32": [6, 10], "0-16": [9, 10]}
+                if not row["spo"]["control"]
+                else {"16-32": [3, 10]}
+            )
             write_json(path, {**read_json(path), "degree_bins": bins})
     drawings, figures = drawn(out)
     panel = figures["degrees"].axes[0]
@@ -340,6 +366,7 @@ def test_degrees_show_wilson_intervals_chance_and_controls(tmp_path):
     assert list(ends) == pytest.approx([100 * low, 100 * high])
     assert 25 in [line.get_ydata()[0] for line in panel.lines]
     assert "held-out rows" in drawings["degrees"].caption
+    assert "fewer than 5 copies are left out" in drawings["degrees"].caption  # two seeds of 2 copies
 
 
 def test_crowded_lines_get_a_panel_a_method_and_the_rest_is_named(tmp_path):
@@ -368,9 +395,12 @@ def test_training_curves_are_means_with_bands_from_logs_read_once(run, seen, mon
     labels = [panel.get_ylabel() for panel in figure.axes[::2]]
     assert labels == ["Preference loss", "Reward accuracy", "Degree accuracy", "Chosen log-ratio", "Rejected log-ratio"]
     logs = [list(read_jsonl(run / "cells" / f"embedded-controlled_dialogue-dpo-s{seed}" / "train.jsonl")) for seed in (0, 1)]
-    values = np.array([[row["reward_accuracy"] for row in log] for log in logs])
-    smooth = np.stack([np.convolve(some, np.ones(3), "same") / np.convolve(np.ones(60), np.ones(3), "same") for some in values])
+    values = np.array([[row["reward_accuracy"] for row in log if row["step"]] for log in logs])  # step 0 is rounding noise
+    smooth = np.stack([np.convolve(some, np.ones(2), "same") / np.convolve(np.ones(59), np.ones(2), "same") for some in values])
     panel = figure.axes[2]
+    assert panel.lines[0].get_xdata()[0] == 1
+    assert figure.axes[0].lines[0].get_xdata()[0] == 0
+    assert "Reward accuracy is drawn from step 1" in seen[0]["training-controlled_dialogue"].caption
     assert list(panel.lines[0].get_ydata()) == pytest.approx(smooth.mean(0))
     band = panel.collections[0].get_paths()[0].vertices
     assert band[:, 1].min() == pytest.approx(smooth.min())

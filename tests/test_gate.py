@@ -183,13 +183,20 @@ def test_a_missing_metric_is_missing(three, tmp_path):
     assert outcomes(verdict) == {"m0": "fine", "m1": "missing", "m2": "fine"}
 
 
-def test_a_name_that_fits_nothing_is_missing(tmp_path):
-    reference = accepted(tmp_path, night(0, arms=2))
+def test_a_name_that_only_the_run_has_is_missing(tmp_path):
+    """The reference was accepted before it was guarded."""
+    values = night(0, arms=2)
+    reference = accepted(tmp_path, values)
     text = (reference / "gate.yaml").read_text()
     (reference / "gate.yaml").write_text(text + "  rouge_l: {better: higher, retraining: 0.1, evaluation: 0.1}\n")
-    verdict = gate(write_run(tmp_path / "run", night(0, arms=2)), reference)
+    run = write_run(tmp_path / "run", values)
+    for path in run.glob("cells/*/scores.json"):
+        scores = read_json(path)
+        write_json(path, {**scores, "metrics": {**scores["metrics"], "rouge_l": scores["metrics"]["true_reward"]}})
+    verdict = gate(run, reference)
     assert verdict.exit_code == 3
-    assert [row.metric for row in verdict.not_fine] == ["rouge_l"]
+    assert [(row.metric, row.outcome) for row in verdict.not_fine] == [("rouge_l", "missing")]
+    assert verdict.remedies[0].endswith("--accept --why TEXT")
 
 
 @pytest.mark.parametrize("status", ["running", "interrupted"])
@@ -211,7 +218,7 @@ def test_without_a_reference_nothing_is_fine(tmp_path):
     for place in (tmp_path / "none", tmp_path):
         verdict = gate(run, place)
         assert (verdict.exit_code, verdict.counts["missing"]) == (3, 1)
-        assert "--accept" in verdict.remedy
+        assert verdict.remedies == [f"accept a first reference: spo-bench gate {run} --reference {place} --accept --why TEXT"]
 
 
 def test_no_judged_row_is_not_fine(tmp_path):
@@ -221,10 +228,10 @@ def test_no_judged_row_is_not_fine(tmp_path):
     assert (verdict.exit_code, verdict.counts["missing"]) == (3, 1)
 
 
-def test_only_invalid_values_are_undecided(three, tmp_path):
+def test_only_invalid_values_are_not_comparable(three, tmp_path):
     reference, values, _ = three
     verdict = gate(write_run(tmp_path / "run", {**values, "m0": np.full_like(values["m0"], math.nan)}), reference)
-    assert outcomes(verdict) == {"m0": "undecided", "m1": "fine", "m2": "fine"}
+    assert outcomes(verdict) == {"m0": "not comparable", "m1": "fine", "m2": "fine"}
     assert verdict.exit_code == 3
 
 
@@ -246,9 +253,9 @@ def test_new_arms_and_seeds_decide_nothing(three, tmp_path):
         (
             "win_rate_sft",
             {"judge": {"kind": "openai", "settings": {"model": "judge-2026-02-02"}}},
-            "another judge (settings.model",
+            "another judge: openai judge-2026-01-01 → openai judge-2026-02-02",
         ),
-        ("win_rate_sft", {"judge": {"kind": "gold"}}, "another judge (kind 'openai' -> 'gold'"),
+        ("win_rate_sft", {"judge": {"kind": "gold"}}, "another judge: openai judge-2026-01-01 → gold"),
         ("reward/rm", {"reward_model": "bb"}, "another reward model"),
         ("true_reward", {"ids": "q{:03d}"}, "other prompts: 200 of the reference's 200"),
         ("true_reward", {"prompt": "Another question {}?"}, "with another text behind their id"),

@@ -77,6 +77,7 @@ def test_the_same_run_again_is_evaluation_drift_of_nothing(nightly, tmp_path):
     assert again.made == 0
     verdict = gate(again.out, reference)
     assert (verdict.exit_code, len(verdict.rows), verdict.changed) == (0, 3, [])
+    assert verdict.notes == ["Nothing was trained anew: only evaluation was tested."]
     assert {(row.family, row.diff) for row in verdict.rows} == {("evaluation", 0.0)}
 
 
@@ -107,21 +108,28 @@ def test_saved_policies_are_gated_without_training(nightly, tmp_path):
     assert gate(first, tmp_path / "reference").exit_code == 0
     hot = {**fixed, "generate": {**SPEC["generate"], "temperature": 1.5}}
     verdict = gate(spo_bench.run(hot, tmp_path / "hot", store=folder / "store").out, tmp_path / "reference")
-    assert {(row.family, row.metric) for row in verdict.rows} == {("evaluation", "true_reward")}
+    assert {(row.family, row.metric) for row in verdict.rows} == {
+        ("evaluation", "true_reward"),
+        ("evaluation", "win_rate_chosen"),
+    }
     assert verdict.changed == ["generate.settings.temperature 0.7 -> 1.5 (tuesday / controlled_dialogue / sft)"]
 
 
 def test_what_a_cell_records(nightly):
-    """Fingerprints of what its ids stand for, and a hash of the policy's weights; the SFT policy's is one for both seeds."""
+    """Fingerprints of what its ids stand for, and hashes of its policy and of those it is judged against; SFT has one policy."""
     _, run, reference = nightly
-    policies = {}
+    policies, against = {}, set()
     for folder in (run / "cells").iterdir():
         scores, provenance = read_json(folder / "scores.json"), read_json(folder / "provenance.json")
         texts = scores["prompts"]
         assert list(texts["prompt"]) == scores["metrics"]["true_reward"]["ids"]
         assert texts["chosen"].keys() == texts["prompt"].keys()
         assert set(scores["metrics"].get("chosen_logratio", {"ids": []})["ids"]) <= set(texts["pair"])
+        names = {"sft"} if "train" in read_json(folder / "spec.json")["stages"] else set()
+        assert provenance["opponents"].keys() == names
+        against.update(provenance["opponents"].values())
         policies.setdefault(read_json(folder / "spec.json")["method"], set()).add(provenance["policy"])
     assert (len(policies["sft"]), len(policies["dpo+sft"])) == (1, 2)
+    assert against == policies["sft"]
     text = "".join(path.read_text() for path in Path(reference).rglob("*") if path.is_file())
     assert str(run.parent) not in text

@@ -70,6 +70,7 @@ def browser():
 def tab(browser, run):
     opened = Tab(browser, address(run))
     with opened as page:
+        page.select_option("#pick-order", "data")
         yield page
     assert opened.said == []
     assert [url for url in opened.requests if not url.startswith(("file:", "data:"))] == []
@@ -149,6 +150,42 @@ def test_filters_narrow_the_list_and_say_how_far(tab):
     settled(tab, "1–1 of 1 samples")
     tab.select_option("#pick-verdict", "baseline:win")
     settled(tab, "of 63 samples")
+
+
+def test_the_largest_changes_come_first_and_the_outcomes_are_counted(browser, run):
+    with Tab(browser, address(run)) as page:
+        texts = page.locator(".delta").all_text_contents()
+        sizes = [abs(float(text.split()[-1].replace("−", "-"))) for text in texts]
+        assert sizes == sorted(sizes, reverse=True)
+        assert len({len(text.split(".")[1]) for text in texts}) == 1  # as many digits in each
+        counts = [
+            int(count) for count in re.findall(r"\((\d+)\)", " ".join(page.locator("#pick-outcome option").all_text_contents()))
+        ]
+        scope = page.locator("#sample-scope").text_content()
+        assert scope.endswith(f": {counts[1]} gains, {counts[2]} losses, {counts[3]} same")
+
+
+def test_numbers_of_a_metric_have_the_same_digits(tab):
+    listed(tab).nth(3).locator("button").click()
+    rows = [row.locator("td.num").all_text_contents() for row in tab.locator(".facts-table tbody tr").all()]
+    known = [[text for text in row if text != "–"] for row in rows]
+    assert all(len({len(text.partition(".")[2]) for text in row}) == 1 for row in known)
+    assert re.fullmatch(r"[01]\.\d\d", known[0][0])
+    assert not re.search(r"\d\.\d{4}", tab.locator(".verdicts").text_content())
+
+
+def test_every_picture_is_loaded_without_scrolling(tab):
+    """One that was never seen would be an empty frame on paper."""
+    tab.wait_for_function("[...document.images].every(one => one.complete && one.naturalWidth > 0)")
+
+
+def test_on_paper_only_an_open_sample_is_shown(tab):
+    tab.emulate_media(media="print")
+    assert not tab.locator("#answers").is_visible()
+    tab.emulate_media(media="screen")
+    listed(tab).nth(3).locator("button").click()
+    tab.emulate_media(media="print")
+    assert [tab.locator(f"#sample-list > li:nth-child({i})").is_visible() for i in (3, 4, 5)] == [False, True, False]
 
 
 def test_the_choice_of_contrast_takes_one_or_all(tab):
@@ -273,6 +310,7 @@ def test_a_narrow_screen_scrolls_in_one_direction(browser, run, scheme):
         page.wait_for_selector(".detail")
         page.evaluate("for (const one of document.querySelectorAll('details')) one.open = true")
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        assert page.evaluate("document.querySelector('.facts-table').getBoundingClientRect().right") <= 390
         assert page.evaluate("document.querySelector('#table-main').parentNode.querySelector('.scroll').scrollWidth") > 390
 
 

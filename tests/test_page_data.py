@@ -18,6 +18,7 @@ from synthetic_run import EVIL, make_run
 from spo_bench.files import read_json, read_jsonl, write_json, write_jsonl
 from spo_bench.matrix.load import load_spec
 from spo_bench.report.blocks import pack, texts
+from spo_bench.report.figures import Drawing
 from spo_bench.report.grid import Column, Entry, Table
 from spo_bench.report.keycontent import KeyContent
 from spo_bench.report.page import page
@@ -248,6 +249,36 @@ def test_the_spec_on_the_page_is_one_that_runs(tmp_path):
     shown = re.search(r'<pre id="spec">(.*?)</pre>', page(read_results(out), {}, [], []), re.DOTALL).group(1)
     (tmp_path / "spec.yaml").write_text(html.unescape(shown), encoding="utf-8")
     assert load_spec(str(tmp_path / "spec.yaml")).model_dump(mode="json") == run["spec"]
+
+
+def test_an_ablation_follows_the_main_results_and_parts_and_ranking_are_folded(tmp_path):
+    results = read_results(make_run(tmp_path, tasks=("controlled_dialogue",), methods=("dpo",), seeds=(0,), steps=2))
+    tables = {
+        name: Table(name, name, [Column("a", "A")], [[Entry(1, "1")]]) for name in ("main", "ranking", "ablation", "effects")
+    }
+    drawings = [Drawing(name, name, b"", b"<svg/>", b"") for name in ("levels", "levels-2", "levels-3", "wins", "axis-2")]
+    text = page(results, tables, drawings, [])
+    places = [text.index(words) for words in ('id="table-main"', 'id="table-ablation"', 'alt="levels"', 'id="table-ranking"')]
+    assert places == sorted(places)
+    folded = "".join(re.findall(r"<details>.*?</details>", text, re.DOTALL))
+    inside = {name for name in ("levels", "levels-2", "levels-3", "wins", "axis-2") if f'alt="{name}"' in folded}
+    assert inside == {"levels-2", "levels-3"}
+    assert "2 further parts of this figure" in folded
+    assert 'id="table-ranking"' in folded
+
+
+def test_the_page_of_a_run_that_is_not_finished_says_so_in_its_verdict(tmp_path):
+    results = read_results(make_run(tmp_path, tasks=("controlled_dialogue",), methods=("dpo",), seeds=(0,), steps=2))
+    running = {**results.run, "status": "interrupted", "finished": None}
+    assert "This run is not finished: what is shown is of 3 finished cells" in page(replace(results, run=running), {}, [], [])
+
+
+def test_a_run_made_from_python_shows_the_call(tmp_path):
+    results = read_results(make_run(tmp_path, tasks=("controlled_dialogue",), methods=("dpo",), seeds=(0,), steps=2))
+    provenance = {**results.run["provenance"], "command": "python"}
+    text = html.unescape(page(replace(results, run={**results.run, "provenance": provenance}), {}, [], []))
+    assert 'spo_bench.run("spec.yaml", out="RUN")' in text
+    assert "<pre>python</pre>" not in text
 
 
 @pytest.mark.parametrize(

@@ -108,7 +108,7 @@ def test_names_repeat_in_csv_and_json_and_stand_once_a_block_elsewhere():
 
 
 def test_the_legend_says_what_bold_is():
-    assert "Best in bold, second in italics" in to_md(everything())
+    assert "Best in bold, second in italics, in each block, before rounding: an order, not a test." in to_md(everything())
     assert "Best in bold, second underlined" in to_tex(everything())
     honest = replace(everything(), bold="undominated")
     assert "Bold: not significantly worse than the best" in to_html(honest)
@@ -237,8 +237,9 @@ def compiled(tmp_path_factory):
     )
     parts = []
     for name in TABLES:
+        said = r"\typeout{panel \the\wd0}\ifdim\wd0>" if name != "effects" else r"\ifdim\wd0>"
         try:
-            parts.append(table(out, name, "tex"))
+            parts.append(table(out, name, "tex").replace(r"\ifdim\wd0>", said))
         except InputError as error:  # a table that this run does not have
             assert name in ("axes", "judge"), error  # noqa: PT017
     parts += [to_tex(one) for one in (everything(), small_table(), long_table(60), long_table(10, columns=8))]
@@ -259,6 +260,22 @@ def test_no_table_is_wider_than_the_line_or_longer_than_the_page(compiled):
     too_wide = [float(size) for size in re.findall(r"Overfull \\hbox \(([\d.]+)pt too wide\)", log)]
     assert [size for size in too_wide if size > 5] == []
     assert "Float too large" not in log
+    widths = [float(size) for size in re.findall(r"panel ([\d.]+)pt", log)]
+    assert len(widths) > 10
+    assert max(widths) <= 1.25 * 345  # so that nothing is scaled below 80 %, but effects, whose long names alone fill a line
+
+
+def test_the_caption_is_short_and_the_notes_stand_below():
+    one = replace(everything(), short=["Mean ± half of its 95 % interval, p < .05."])
+    shown = to_tex(one)
+    caption, below = shown.split(r"\sbox0{%")
+    assert caption.count("Mean") == 1
+    assert "Holm" not in caption
+    assert r"\par\smallskip\parbox{\linewidth}{\footnotesize Judge: gold." in below
+    assert "Holm" in below
+    assert "Mean" not in below
+    assert not shown.startswith("% 6 rows")
+    assert "\n% 120 rows on 4 pages: long" in to_tex(replace(long_table(120), blocks=()))
 
 
 def test_names_survive_in_the_pdf(compiled):

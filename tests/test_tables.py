@@ -7,12 +7,15 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from synthetic_run import cell, make_run, noise, write
 
 from spo_bench.errors import InputError
 from spo_bench.files import read_json, write_json
 from spo_bench.report import table, write_report
 from spo_bench.report.captions import method_notes
+from spo_bench.report.entries import level_entries
+from spo_bench.report.hyperparameters import OPTIMIZER
 from spo_bench.report.measure import Level, comparison_rows, undominated
 from spo_bench.report.results import read_results
 from spo_bench.stats import power_matrix
@@ -159,6 +162,37 @@ def test_undominated_knows_directions_missing_levels_and_parts_of_the_prompts(tm
     assert undominated([c], [None], "true_reward") == [False]
 
 
+# --- levels and differences ----------------------------------------------------------------------------------------------
+
+
+def test_a_lopsided_interval_is_shown_itself_and_none_leaves_the_metric_s_range():
+    def shown(value, low, high, metric="win_rate_sft"):
+        (one,) = level_entries([Level(value, low, high, 12, 1, True)], metric, places=1)
+        return f"{one.text} {one.small}"
+
+    assert shown(0.5, 0.4, 0.6) == "50.0 ±10.0"
+    assert shown(0.5, 0.3995, 0.6) == "50.0 ±10.0"
+    assert shown(0.5, 0.39, 0.6) == "50.0 [39.0, 60.0]"
+    assert shown(1.0, 0.78, 1.0) == "100.0 [78.0, 100.0]"
+    assert shown(0.95, 0.88, 1.02) == "95.0 [88.0, 100.0]"  # a t interval knows no limits
+    assert shown(0.9, 0.7, 1.1, "true_reward") == "0.9 [0.7, 1.0]"
+    assert shown(1.2, 0.9, 1.5, "true_reward") == "1.2 ±0.3"  # a reward of another range
+    assert shown(3.0, 2.0, 4.0, "kl") == "3.0 ±1.0"
+    assert shown(0.5, math.nan, math.nan) == "50.0 "
+
+
+def test_differences_of_one_metric_have_as_many_decimals_in_all_rows(tmp_path):
+    """The first task's twins differ by the same everywhere, the second's by much and unevenly."""
+    level, other = noise(1), noise(5)
+    sides = [("a", [value + 0.01 + i / 1e5 for i, value in enumerate(level)]), ("b", [1 - value for value in other])]
+    cells = [one for task, twin in sides for one in (cell("dpo", level, task=task), cell("dpo", twin, spo=PLAIN, task=task))]
+    rows = [row for row in entries(write(tmp_path, cells), "effects") if row["metric"]["value"] == "true_reward"]
+    decimals = {len(row["difference"]["text"].split()[0].partition(".")[2]) for row in rows}
+    assert (len(rows), len(decimals)) == (2, 1)
+    assert [row["estimand"]["text"] for row in rows] == ["these checkpoints"] * 2
+    assert rows[0]["estimand"]["value"] == "checkpoints"
+
+
 # --- captions -----------------------------------------------------------------------------------------------------------
 
 
@@ -195,6 +229,8 @@ def test_the_caption_says_who_judged(tmp_path, judge, words):
 def test_unequal_seed_noise_is_a_warning():
     row = {"metric": "true_reward", "estimand": "method", "n_prompts": 128, "n_seeds": 3, "family": 6, "seed_spread_p": 0.2}
     steady = method_notes([row])
+    few = row | {"estimand": "checkpoints", "n_prompts": 5}
+    assert "With fewer than 6 prompts no p below .05 is possible in this test." in method_notes([few])
     assert "Levene’s p .200" in steady[0]
     assert not any("Warning" in note for note in steady)
     (warning,) = [note for note in method_notes([row, row | {"metric": "kl", "seed_spread_p": 0.012}]) if "Warning" in note]
@@ -216,6 +252,7 @@ def test_cost_has_lengths_and_what_judging_took(tmp_path):
 
 SPEC = {
     "train": {"batch_size": 32, "learning_rate": 1e-5, "epochs": 1.0, "max_steps": None, "warmup": 0.1, "lora": None},
+    "generate": {"temperature": 0.7, "top_p": 0.9},
     "sft": {"steps": 200, "batch_size": 16, "learning_rate": 2e-5, "warmup": 0.1},
     "methods": [
         {"name": "dpo", "beta": 0.1, "label": "dpo"},
@@ -258,13 +295,17 @@ def test_settings_have_their_value_and_where_it_is_from(settled):
     assert of("dpo", "Training:learning_rate") == (1e-5, "spec")
     assert of("dpo", "Training:lora") == ("none", "default")
     assert [of("dpo", f"Training:{key}") for key in ("epochs", "max_steps")] == [(1.0, "default"), (None, None)]
-    assert [of("mine", f"Training:{key}") for key in ("epochs", "max_steps")] == [(None, None), (50, "spec")]
+    passes = (round(50 * 32 / 98, 2), "computed")
+    assert [of("mine", f"Training:{key}") for key in ("epochs", "max_steps")] == [passes, (50, "spec")]
     sft = [of("sft", f"Training:{key}") for key in ("batch_size", "learning_rate", "epochs", "max_steps")]
     assert sft == [(16, "spec"), (2e-5, "default"), (None, None), (200, "spec")]
     assert of("dpo +SPO(gamma=0.3)", "SPO:gamma") == (0.3, "spec")
     assert of("dpo +SPO", "SPO:gamma") == (0.1, "ours")
     assert of("dpo +SPO[gamma_zero]", "SPO:control") == ("gamma_zero", "spec")
+    assert of("dpo +SPO[gamma_zero]", "SPO:gamma") == (0.0, "spec")
     assert of("dpo", "SPO:gamma") == (None, None)
+    assert of("dpo", "Decoding:temperature") == (0.7, "default")
+    assert of("dpo", "Training:optimizer") == (OPTIMIZER, "default")
     assert {row["Training:dtype"]["value"] for row in rows.values()} == {"float32"}
 
 
@@ -282,11 +323,26 @@ def test_settings_that_are_equal_where_they_are_stand_in_the_caption(settled):
     shown = table(out, "hyperparameters", "md")
     assert "SPO: head linear (ours)." in shown
     assert "warmup 0.1 (default)" in shown
-    assert "Added: sft eta (mine) 0.4 (spec)." in shown
+    assert "Added (mine): sft eta 0.4 (spec)." in shown
+    assert "Decoding: temperature 0.7 (default), top p 0.9 (spec)." in shown
+    assert "Run: seeds 0 (spec)." in shown
     assert "(a): TRL's DPOConfig." in shown
-    assert "what was tuned before or outside this run is not seen here" in shown
+    assert "What was tuned before or outside this run is not seen here" in shown
     heads = next(line for line in shown.splitlines() if line.startswith("| Arm"))
     assert all(word in heads for word in ("Method beta", "Training batch size", "SPO gamma", "SPO control", "Tried"))
+
+
+def test_the_optimizer_is_what_torch_has_by_default():
+    known = torch.optim.AdamW([torch.zeros(1, requires_grad=True)]).defaults
+    assert f"AdamW, β {' '.join(map(str, known['betas']))}, ε {known['eps']:g}" == OPTIMIZER
+
+
+def test_an_sft_policy_that_was_not_trained_has_no_training_settings(tmp_path):
+    spec = {**SPEC, "sft": {"steps": 0}, "methods": SPEC["methods"][:1]}
+    out = make_run(tmp_path, tasks=(TASK,), methods=("dpo",), seeds=(0,), steps=2, spec=spec)
+    shown = table(out, "hyperparameters", "md")
+    assert "Training (all but sft): optimizer AdamW" in shown
+    assert "Training:" not in shown
 
 
 # --- power and ranking --------------------------------------------------------------------------------------------------
@@ -316,6 +372,9 @@ def test_what_no_number_finds_is_infinite_and_one_seed_tells_nothing_of_seeds(tm
     (row,) = entries(out, "power")
     assert [row[key]["text"] for key in ("Prompts:prompts_needed", "Seeds:seeds_needed")] == ["∞", "--"]
     assert "what retraining would change is not known" in whole(out, "power")["caption"]
+    few = write(tmp_path / "few", [cell("dpo", base[:1], ids=["a"]), cell("dpo", twin[:1], ids=["a"], spo=PLAIN)])
+    assert entries(few, "power")[0]["detectable"]["text"] == "--"
+    assert "so few prompts find nothing, however large" in whole(few, "power")["caption"]
     with pytest.raises(InputError, match="a baseline and its SPO twin"):
         table(write(tmp_path / "no", [cell("dpo", base)]), "power")
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import scipy.stats
 from synthetic_run import make_run
 
 from spo_bench.files import read_json, write_json
-from spo_bench.report.average import average, combine
+from spo_bench.report.average import average, combine, stratified
+from spo_bench.report.captions import scoring_notes
 from spo_bench.report.measure import comparison_rows, contrasts
 from spo_bench.report.results import read_results
 from spo_bench.report.verdict import verdict
-from spo_bench.stats import compare_matrix
+from spo_bench.stats.paired import fit_all, pool
 
 NAN = np.nan
 D, S = "controlled_dialogue", "controlled_summarization"
@@ -33,6 +37,16 @@ def change(run, cell, metric, values):
     scores = read_json(path)
     scores["metrics"][metric]["values"] = list(values)
     write_json(path, scores)
+
+
+def shorten(run, task, prompts):
+    """Keep the first prompts of a task only."""
+    for path in (run / "cells").glob(f"*-{task}-*/scores.json"):
+        scores = read_json(path)
+        for metric in scores["metrics"].values():
+            metric["ids"], metric["values"] = metric["ids"][:prompts], metric["values"][:prompts]
+            metric["clusters"] = metric["clusters"] and metric["clusters"][:prompts]
+        write_json(path, scores)
 
 
 # --- combining ----------------------------------------------------------------------------------------------------------
@@ -78,7 +92,9 @@ def test_tasks_count_the_same_and_so_do_contrasts_within_one(tmp_path):
     family = contrasts(results, "spo")
     diffs = {(row["task"], row["method"]): row["diff"] for row in rows if row["kind"] == "spo" and row["metric"] == "true_reward"}
     assert set(diffs) == {(D, "dpo"), (D, "ipo"), (D, "simpo"), (S, "dpo")}
-    mean = average(family, family, "true_reward")
+    found = average(family, family, "true_reward")
+    assert (found.contrasts, found.seeds, found.left_out) == (4, [0, 1], [])
+    mean = found.effect
     assert mean.diff == pytest.approx(sum(diffs[D, one] for one in ("dpo", "ipo", "simpo")) / 6 + diffs[S, "dpo"] / 2)
     assert (mean.n_prompts, mean.n_seeds, mean.estimand) == (48, 2, "method")
 
@@ -87,11 +103,55 @@ def test_with_one_seed_the_interval_is_that_of_the_averaged_differences(tmp_path
     results, _ = made(tmp_path, tasks=(D,), seeds=(0,))
     family = contrasts(results, "spo")
     pairs = [contrast.arrays("true_reward") for contrast in family]
-    means = np.mean([variant - baseline for baseline, variant, _ in pairs], axis=0)
-    expected = compare_matrix([np.zeros_like(means)], [means])[0]
-    found = average(family, family, "true_reward")
-    assert (found.diff, found.low, found.high) == pytest.approx((expected.diff, expected.low, expected.high))
+    means = np.mean([variant - baseline for baseline, variant, *_ in pairs], axis=0)
+    expected = scipy.stats.ttest_1samp(means[0], 0)
+    ends = expected.confidence_interval(0.95)
+    found = average(family, family, "true_reward").effect
+    assert (found.diff, found.low, found.high, found.p) == pytest.approx((means.mean(), *ends, expected.pvalue))
     assert found.estimand == "checkpoints"
+
+
+def test_with_one_task_and_several_seeds_one_contrast_is_judged_as_in_the_tables(tmp_path):
+    results, rows = made(tmp_path, tasks=(D,))
+    family = contrasts(results, "spo")
+    found = average(family[:1], family, "true_reward").effect
+    row = next(one for one in rows if one["kind"] == "spo" and one["metric"] == "true_reward")
+    assert (found.diff, found.low, found.high, found.p) == pytest.approx([row[key] for key in ("diff", "low", "high", "p")])
+
+
+def test_tasks_are_strata_each_by_its_own_prompts():
+    """Two tasks with variances 4/4 = 1 and 2/2 = 1 of their means: (1 + 1) / 4, on 2² / (1/3 + 1/1) = 3 degrees."""
+    first, second = np.array([[0.0, 0.0, 12**0.5, 12**0.5]]), np.array([[4.0, 6.0]])
+    found = stratified(fit_all([np.zeros_like(first), np.zeros_like(second)], [first, second]))
+    reach = scipy.stats.t.ppf(0.975, 3) * 0.5**0.5
+    middle = (3**0.5 + 5) / 2
+    assert (found.diff, found.low, found.high) == pytest.approx((middle, middle - reach, middle + reach))
+    assert (found.n_prompts, found.n_seeds) == (6, 1)
+
+
+def test_intervals_cover_where_tasks_differ_in_their_prompts():
+    """One seed, tasks of 40 and 5 prompts, two contrasts each; resampling the tasks together covers 85 %."""
+    rng, hits, tries = np.random.default_rng(1), 0, 1500
+    for _ in range(tries):
+        tasks = [rng.normal(0, 0.7, (1, n)) + rng.normal(0, 0.5, (2, n)).mean(axis=0) for n in (40, 5)]
+        found = stratified(fit_all([np.zeros_like(task) for task in tasks], tasks))
+        hits += found.low <= 0 <= found.high
+    assert 0.93 < hits / tries < 0.975
+
+
+def test_noise_that_seeds_share_does_not_average_out():
+    """Two exact tasks moved by ±1 in their two seeds: variance 2 / 2 = 1 of the mean, on the pool's 2 degrees."""
+    tasks = [np.array([[1.0] * 9, [-1.0] * 9]), np.array([[-1.0] * 3, [1.0] * 3])]
+    fits = fit_all([np.zeros_like(task) for task in tasks], tasks)
+    found = stratified(fits, [(0.5, one) for one in pool(fits)])
+    reach = scipy.stats.t.ppf(0.975, 2)
+    assert (found.diff, found.low, found.high) == pytest.approx((0, -reach, reach))
+    assert found.estimand == "method"
+
+
+def test_a_task_of_one_prompt_has_no_average(tmp_path):
+    family = contrasts(read_results(make_run(tmp_path, tasks=(D,), prompts=1, steps=2)), "spo")
+    assert average(family, family, "true_reward") is None
 
 
 def test_contrasts_that_move_together_are_no_independent_evidence(tmp_path):
@@ -102,7 +162,7 @@ def test_contrasts_that_move_together_are_no_independent_evidence(tmp_path):
         for method in ("ipo", "simpo"):
             change(run, f"embedded-{D}-{method}{side}-s0", "true_reward", values)
     family = contrasts(read_results(run), "spo")
-    whole, one = average(family, family, "true_reward"), average(family[:1], family, "true_reward")
+    whole, one = (average(some, family, "true_reward").effect for some in (family, family[:1]))
     assert (whole.diff, whole.low, whole.high) == pytest.approx((one.diff, one.low, one.high))
 
 
@@ -111,7 +171,10 @@ def test_only_seeds_that_all_contrasts_have_count(tmp_path):
     family = contrasts(results, "spo")
     first = [(contrast.arrays("true_reward")[1] - contrast.arrays("true_reward")[0])[0].mean() for contrast in family]
     found = average(family, family, "true_reward")
-    assert (found.diff, found.n_seeds) == (pytest.approx(np.mean(first)), 1)
+    assert (found.effect.diff, found.effect.n_seeds) == (pytest.approx(np.mean(first)), 1)
+    assert (found.contrasts, found.seeds, found.left_out) == (3, [0], [1])
+    sentence = verdict(results, comparison_rows(results)).sentence
+    assert "over 3 contrasts and the 1 of 2 seeds that all of them have (these checkpoints)" in sentence
     results, _ = made(tmp_path / "none", tasks=(D,), methods=("dpo", "ipo"), failed=((D, "ipo", True, 1), (D, "dpo", True, 0)))
     family = contrasts(results, "spo")
     assert average(family, family, "true_reward") is None
@@ -134,7 +197,7 @@ def test_verdict_says_what_the_comparisons_say(tmp_path, effect, words):
 def test_the_sentence_holds_the_average_with_its_interval(tmp_path):
     results, rows = made(tmp_path, tasks=(D,))
     family = contrasts(results, "spo")
-    mean = average(family, family, "true_reward")
+    mean = average(family, family, "true_reward").effect
     shown = [
         float(one.replace("−", "-"))
         for one in verdict(results, rows).sentence.split(" by ")[1].split(" on ")[0].strip("]").replace(" [", ", ").split(", ")
@@ -174,7 +237,57 @@ def test_controls_are_neither_averaged_nor_counted(tmp_path):
     variants = (False, {"label": "+SPO"}, control)
     found = said(tmp_path, methods=("dpo",), variants=variants, effect=0.2)
     assert "on average over 2 contrasts; significantly better in 2" in found.sentence
-    assert "Controls: 2 of 2 differ significantly from the baseline too." in found.lines
+    assert "Controls: 2 of 2 differ significantly from the baseline." in found.lines
+
+
+def test_the_sentence_is_about_the_default_settings_and_others_are_counted_apart(tmp_path):
+    """Of four variants the default is in the sentence; here it is neither the first nor the only one."""
+    variants = (False, {"label": "+SPO[word]", "unit": "word"}, {"label": "+SPO"}, {"label": "+SPO[mask]", "op": "mask"})
+    results, rows = made(tmp_path, methods=("dpo",), variants=variants, effect=0.2)
+    found = verdict(results, rows)
+    assert "on average over 2 contrasts; significantly better in 2, worse in 0" in found.sentence
+    family = contrasts(results, "spo")
+    mean = average([one for one in family if one.variant.label == "+SPO"], family, "true_reward").effect
+    assert f"by +{mean.diff:.3f} [" in found.sentence
+    assert "4 contrasts with further settings of SPO: 4 significantly better than the baseline, 0 worse." in found.lines
+    assert not any("[word]" in line or "[mask]" in line for line in found.lines)
+
+
+def test_a_run_without_the_default_settings_speaks_of_the_first(tmp_path):
+    variants = (False, {"label": "+SPO[word]", "unit": "word"}, {"label": "+SPO[mask]", "op": "mask"})
+    found = said(tmp_path, tasks=(D,), methods=("dpo",), variants=variants, effect=0.2)
+    assert found.sentence.startswith("Adding SPO made true reward significantly better")
+    assert any(line.startswith("1 contrast with further settings of SPO: 1 significantly better") for line in found.lines)
+
+
+def test_the_last_line_says_what_the_verdict_rests_on(tmp_path):
+    size = "2 seeds × 24 prompts: speaks of the method, that is of new prompts and new training seeds."
+    results, rows = made(tmp_path / "two", tasks=(D,))
+    (judged,) = scoring_notes(results, ["true_reward"])
+    assert verdict(results, rows).lines[-1] == f"{size} {judged}"
+    run = make_run(tmp_path / "one", seeds=(0,), methods=("dpo",), steps=2)
+    shorten(run, S, 5)
+    results = read_results(run)
+    size = "One seed, 5 to 24 prompts: speaks of these checkpoints only; what retraining would change is not in it."
+    assert verdict(results, comparison_rows(results)).lines[-1] == f"{size} {judged}"
+
+
+def test_contrasts_that_can_find_nothing_are_named(tmp_path):
+    run = make_run(tmp_path, seeds=(0,), methods=("dpo", "ipo"), steps=2)
+    shorten(run, S, 5)
+    results = read_results(run)
+    (line,) = [line for line in verdict(results, comparison_rows(results)).lines if "80 % power" in line]
+    assert line.endswith("; 2 of 4 contrasts can find nothing (5 prompts).")
+    shorten(run, D, 4)
+    results = read_results(run)
+    assert "4 of 4 contrasts can find nothing (4 to 5 prompts)." in verdict(results, comparison_rows(results)).lines
+
+
+def test_a_run_that_is_not_finished_has_no_verdict(tmp_path):
+    results, rows = made(tmp_path, tasks=(D,), methods=("dpo",), effect=0.2, failed=((D, "dpo", True, 1),))
+    found = verdict(replace(results, run={**results.run, "finished": None, "status": "interrupted"}), rows)
+    assert found.sentence == "This run is not finished: what is shown is of 5 finished cells, and no verdict yet."
+    assert not any("SPO" in line for line in found.lines)
 
 
 def test_what_the_design_could_have_found_is_said(tmp_path):

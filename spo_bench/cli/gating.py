@@ -5,6 +5,8 @@ from __future__ import annotations
 import getpass
 import os
 import subprocess
+import sys
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,7 +17,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from spo_bench.cli.common import Json, print_json
-from spo_bench.errors import InputError, unknown
+from spo_bench.errors import InputError, SpoBenchError, unknown
 
 if TYPE_CHECKING:
     from spo_bench.gate import Accepted, Verdict
@@ -98,23 +100,34 @@ def gate(
     from spo_bench.gate import gate as judged
     from spo_bench.gate import junit as as_junit
     from spo_bench.gate import markdown
+    from spo_bench.gate.verdict import CANNOT_DECIDE
 
     for name, file in (("junit", junit), ("summary", summary)):
         if file is not None:
             _outside(name, file, reference)
             check_writable(name, file.absolute().parent)
-    verdict = judged(run, reference)
-    if junit is not None:
-        write_text(junit, as_junit(verdict))
-    if summary is not None:
-        summary.parent.mkdir(parents=True, exist_ok=True)
-        with summary.open("a", encoding="utf-8") as file_:
-            file_.write(markdown(verdict))
-    if json:
-        print_json(verdict.record())
-    else:
-        _show(_console(), verdict)
-    raise typer.Exit(verdict.exit_code)
+    code = CANNOT_DECIDE
+    try:
+        verdict = judged(run, reference)
+        code = verdict.exit_code
+        if junit is not None:
+            write_text(junit, as_junit(verdict))
+        if summary is not None:
+            summary.parent.mkdir(parents=True, exist_ok=True)
+            with summary.open("a", encoding="utf-8") as file_:
+                file_.write(markdown(verdict))
+        if json:
+            print_json(verdict.record())
+        else:
+            _show(_console(), verdict)
+    except SpoBenchError:
+        raise
+    except (BrokenPipeError, SystemExit):  # whoever reads the output has read enough; rich would end with 1
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except Exception:  # noqa: BLE001 - a traceback's own exit code would say that something is worse
+        traceback.print_exc()
+        code = code or CANNOT_DECIDE
+    raise typer.Exit(code)
 
 
 def _console() -> Console:
@@ -137,7 +150,7 @@ def _show(console: Console, verdict: Verdict) -> None:
     word, _, rest = verdict.headline.partition(":")
     console.print(f"[{COLOURS[word]}]{word}[/]:{rest}")
     if verdict.not_fine:
-        listed = table(verdict.not_fine)
+        listed = table(verdict.not_fine, verdict.confidence)
         _print(console, listed)
         for text in listed.notes():
             console.print(text, markup=False)
@@ -183,7 +196,8 @@ def _accept(run: Path, reference: Path, why: str | None, who: str | None, json: 
         return
     found = [without_nan(asdict(one)) for one in accepted.resolutions]
     margins = {name: margin.model_dump() for name, margin in accepted.margins.metrics.items()}
-    print_json({**accepted.record, "resolution": found, "margins": margins, "warnings": list(accepted.warnings)})
+    rest = {"unguarded": list(accepted.unguarded), "warnings": list(accepted.warnings)}
+    print_json({**accepted.record, "resolution": found, "margins": margins, **rest})
 
 
 def _show_accepted(console: Console, accepted: Accepted) -> None:
@@ -208,9 +222,17 @@ def _show_accepted(console: Console, accepted: Accepted) -> None:
         smallest = f"{one.smallest:.3g}" if isfinite(one.smallest) else "not known"
         shown.add_row(one.metric, one.family, str(one.rows), smallest, f"{margin.of(one.family):g}" if margin else "--")
     console.print(shown)
-    console.print("Resolution: the smallest margin that 95 % of unchanged nights pass in all rows, by the noise of this run.")
+    console.print(
+        "Resolution: the smallest margin that 95 % of unchanged nights pass in all rows, by the noise of this run; of evaluation "
+        "drift, were all answers drawn anew. With the same seeds of sampling the same policies differ by nothing."
+    )
     if accepted.wrote_margins:
-        console.print("gate.yaml is new: its margins are those that 99 % of unchanged nights pass.")
+        console.print(
+            "gate.yaml is new: its margins of retraining are those that 99 % of unchanged nights pass, where their noise is "
+            "known; those of evaluation are small."
+        )
+    if accepted.unguarded:
+        console.print(f"Not guarded, for gate.yaml does not name them: {', '.join(accepted.unguarded)}", markup=False)
     for text in accepted.warnings:
         console.print(f"warning: {text}", markup=False, style="yellow")
 

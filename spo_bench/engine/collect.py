@@ -101,15 +101,30 @@ def short_fingerprint(*parts: str) -> str:
 
 
 def contents(cell: Cell, store: Store) -> dict[str, Any]:
-    """Return hashes of weights: of the policy, and of the reward models by the stage that reads them."""
+    """Return hashes of weights: of the policy, of the policies it was judged against, and of the reward models.
+
+    Opponents go by their names, reward models by the stage that reads them.
+    """
     hashes = HashCache(store.root)
     stages = cell.stages
-    folders = [policy_at(stages["train" if "train" in stages else "sft"].path(store))]
-    if (folders[0] / "adapter_config.json").is_file():
-        folders.append(policy_at(stages["sft"].path(store)))
+    against = {
+        name.removeprefix("judge/"): stage.inputs["opponent"].inputs
+        for name, stage in stages.items()
+        if name.startswith("judge/") and "opponent" in stage.inputs
+    }
+    opponents = {name: _policy_hash(one["policy"], one["base"], store, hashes) for name, one in against.items()}
+    policy = _policy_hash(stages["train" if "train" in stages else "sft"], stages["sft"], store, hashes)
     readers = {name: _reward_model(stage) for name, stage in stages.items() if name.startswith(("reward/", "judge/"))}
     models = {name: weights_hash([model.path(store)], hashes) for name, model in readers.items() if model is not None}
-    return {"policy": weights_hash(folders, hashes), "reward_models": models}
+    return {"policy": policy, "opponents": opponents, "reward_models": models}
+
+
+def _policy_hash(policy: Stage, base: Stage, store: Store, hashes: HashCache) -> str | None:
+    """Return the hash of a policy's weights, with those of its base where it is an adapter."""
+    folders = [policy_at(policy.path(store))]
+    if (folders[0] / "adapter_config.json").is_file():
+        folders.append(policy_at(base.path(store)))
+    return weights_hash(folders, hashes)
 
 
 def _reward_model(stage: Stage) -> Stage | None:

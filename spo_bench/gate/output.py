@@ -7,21 +7,26 @@ import re
 from collections.abc import Sequence
 from xml.etree import ElementTree
 
-from spo_bench.report import names
 from spo_bench.report.entries import text_entry
 from spo_bench.report.grid import Column, Entry, Table, number
 from spo_bench.report.render import to_md
 
-from .margins import FAMILIES
+from .margins import FAMILIES, Family
 from .verdict import Row, Verdict
 
 SHOWN = 20
 """Changed settings that are listed for people; JSON holds all."""
+LISTED = 30
+"""Fine rows that a summary shows unfolded."""
+IDENTICAL = "identical to the reference"
 _NO_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
-def table(rows: Sequence[Row]) -> Table:
-    """Return rows of a gate as a table, in the metrics' own units; columns that say nothing are left out."""
+def table(rows: Sequence[Row], confidence: float = 0.95) -> Table:
+    """Return rows of a gate as a table, in the metrics' own units; columns that say nothing are left out.
+
+    ``confidence``: one-sided level of the bounds.
+    """
     columns = [
         Column("outcome", "Outcome", numeric=False),
         Column("model", "Model", numeric=False),
@@ -31,21 +36,20 @@ def table(rows: Sequence[Row]) -> Table:
         Column("family", "Drift", numeric=False),
         Column("reference", "Reference"),
         Column("run", "Run"),
-        Column("difference", "Run − reference"),
+        Column("difference", f"Run − reference [one-sided {100 * confidence:.3g} % bounds]"),
         Column("margin", "Margin"),
         Column("why", "Why", numeric=False),
     ]
     body = []
     for row in rows:
         arm = ", ".join(part for part in (row.arm or "the run", "" if row.seed is None else f"seed {row.seed}") if part)
-        metric = names.title(row.metric) if row.metric else ""
         bounds = f"[{number(row.low, 4, sign=True)}, {number(row.high, 4, sign=True)}]" if math.isfinite(row.low) else ""
         difference = Entry(row.diff, number(row.diff, 4, sign=True), bounds, row.low, row.high)
-        why = _clean("; ".join([*([row.reason] if row.reason else []), *row.notes]))
+        why = _clean("; ".join([*([row.reason] if row.reason else []), *([IDENTICAL] if row.identical else []), *row.notes]))
         body.append(
             [
                 *(text_entry(text) for text in (row.outcome, row.model, row.task, arm)),
-                text_entry(metric, row.metric),
+                text_entry(row.metric),
                 text_entry(row.family if row.judged else ""),
                 _entry(row.reference),
                 _entry(row.run),
@@ -65,17 +69,41 @@ def _entry(value: float) -> Entry:
 def sentences(verdict: Verdict) -> list[str]:
     """Return what stands beside the table: what the rows speak about, resolution, margins, notes, new arms, changed settings."""
     said = [f"{text}." for text in verdict.estimands]
-    for (metric, family), decline in verdict.smallest.items():
-        said.append(
-            f"{metric}, {family} drift: the smallest decline this run could have called fine in every row is {decline:.3g}."
-        )
+    said += [f"{metric}, {family} drift: {_extremes(verdict, metric, family)}." for metric, family in verdict.judged]
+    if verdict.guarded:
+        rest = f"; measured, but judged by nothing: {', '.join(verdict.unguarded)}" if verdict.unguarded else ""
+        said.append(f"Guarded: {', '.join(verdict.guarded)}{rest}.")
     if verdict.margins:
         said.append(f"Margins: {verdict.margins}; one-sided, {verdict.confidence:.0%}, Holm's correction over a family's rows.")
+    if some := [row for row in verdict.rows if row.invalid]:
+        most = max(some, key=lambda row: row.invalid / row.valid)
+        rows = f"{len(some)} rows" if len(some) > 1 else "one row"
+        said.append(
+            f"Valid in the reference, invalid in the run and left out: {sum(row.invalid for row in some)} of "
+            f"{sum(row.valid for row in some)} values of {rows}, at most {most.invalid / most.valid:.1%} "
+            f"({most.task} / {most.arm} / {most.metric})."
+        )
     said += verdict.notes
     if verdict.new:
         more = f" and {len(verdict.new) - SHOWN} more" if len(verdict.new) > SHOWN else ""
         said.append(f"New in the run, judged by nothing: {', '.join(verdict.new[:SHOWN])}{more}.")
-    return said + ([f"To do: {verdict.remedy}"] if verdict.remedy else [])
+    return said + [f"To do: {text}" for text in verdict.remedies]
+
+
+def _extremes(verdict: Verdict, metric: str, family: Family) -> str:
+    """Return the largest decline of a metric's rows, and the smallest that could have been fine."""
+    rows = verdict.judged[metric, family]
+    if all(row.identical for row in rows):
+        return IDENTICAL + (f" in all {len(rows)} rows" if len(rows) > 1 else "")
+    said = []
+    if worst := verdict.largest.get((metric, family)):
+        where = f"{worst.arm} on {' / '.join(part for part in (worst.model, worst.task) if part)}"
+        said.append(f"largest decline {worst.decline:.3g}, {where}" if worst.decline > 0 else "no row declined")
+    if same := sum(row.identical for row in rows):
+        said.append(f"{same} of {len(rows)} rows {IDENTICAL}")
+    if (smallest := verdict.smallest.get((metric, family))) is not None:
+        said.append(f"the smallest decline this run could have called fine in every row is {smallest:.3g}")
+    return "; ".join(said) or "no difference is known"
 
 
 def changed(verdict: Verdict) -> list[str]:
@@ -85,15 +113,23 @@ def changed(verdict: Verdict) -> list[str]:
 
 
 def markdown(verdict: Verdict) -> str:
-    """Return the verdict for a job's summary: the verdict first, then everything that is not fine, then what it rests on."""
+    """Return the verdict for a job's summary: the verdict first, what is not fine, what it rests on, then the fine rows."""
     parts = [f"### spo-bench gate: {verdict.headline}", ""]
     if verdict.not_fine:
-        # The table's own title would say the same again.
-        parts += [to_md(table(verdict.not_fine)).split("\n", 2)[2]]
+        parts += [_untitled(table(verdict.not_fine, verdict.confidence))]
     parts += [*(f"- {text}" for text in sentences(verdict)), ""]
     if verdict.changed:
         parts += ["Changed settings, reference -> run:", "", *(f"- `{text}`" for text in changed(verdict)), ""]
+    if fine := [row for row in verdict.rows if row.outcome == "fine"]:
+        listed = _untitled(table(fine, verdict.confidence))
+        folded = len(fine) > LISTED
+        parts += [f"<details><summary>{len(fine)} fine rows</summary>", "", listed, "</details>", ""] if folded else [listed]
     return _clean("\n".join(parts)) + "\n"
+
+
+def _untitled(listed: Table) -> str:
+    """Return a table in Markdown without its title, which the verdict's headline says better."""
+    return to_md(listed).split("\n", 2)[2]
 
 
 def junit(verdict: Verdict) -> str:
@@ -114,9 +150,18 @@ def junit(verdict: Verdict) -> str:
                 kind = "failure" if row.outcome == "worse" else "error"
                 found = ElementTree.SubElement(test, kind, type=row.outcome, message=_clean(row.reason))
                 found.text = _clean("\n".join([row.reason, *row.notes]))
+            if math.isfinite(row.diff):
+                ElementTree.SubElement(test, "system-out").text = _clean(_numbers(row, verdict.confidence))
     root.attrib.update({key: str(count) for key, count in totals.items()})
     ElementTree.indent(root, " ")
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + ElementTree.tostring(root, encoding="unicode") + "\n"
+
+
+def _numbers(row: Row, confidence: float) -> str:
+    """Return a row's numbers in one line, as the table has them."""
+    bounds = f"one-sided {100 * confidence:.3g} % bounds {number(row.low, 4, sign=True)}, {number(row.high, 4, sign=True)}"
+    said = [f"reference {row.reference:.4g}", f"run {row.run:.4g}", f"difference {number(row.diff, 4, sign=True)}", bounds]
+    return "; ".join([*said, f"margin {row.margin:g}", *([IDENTICAL] if row.identical else []), *row.notes])
 
 
 def _test_name(row: Row) -> str:

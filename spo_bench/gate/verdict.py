@@ -31,7 +31,10 @@ class Row:
         diff, low, high: run minus reference with its two one-sided bounds; p, p_adjusted: of no decline, one-sided.
         margin: the decline that is still fine.
         n_prompts, n_seeds, estimand: what the numbers rest on.
+        invalid: values that are valid in the reference and invalid in the run; of ``valid`` in the reference.
         notes: what else a reader should know.
+        identical: whether every value is the reference's, bit for bit.
+        remedy: what to do about what is missing or not comparable.
     """
 
     model: str
@@ -54,7 +57,16 @@ class Row:
     n_prompts: int = 0
     n_seeds: int = 0
     estimand: str = ""
+    invalid: int = 0
+    valid: int = 0
     notes: Sequence[str] = ()
+    identical: bool = False
+    remedy: str = ""
+
+    @property
+    def decline(self) -> float:
+        """Return by how much the run is worse, in the metric's unit; negative where it is better."""
+        return -self.diff if self.higher_is_better else self.diff
 
     @property
     def judged(self) -> bool:
@@ -76,20 +88,21 @@ class Verdict:
         new: arms and metrics of the run that the reference does not have; they decide nothing.
         changed: settings that differ from the reference's.
         notes: about the whole comparison.
-        remedy: what to do where nothing could be judged; empty where something was.
         margins: where the margins come from, in words.
         confidence: one-sided level of every decision.
         names: what was judged by what: run, reference.
+        guarded, unguarded: the metrics of the reference that are judged, and those of both runs that are not.
     """
 
     rows: Sequence[Row]
     new: Sequence[str] = ()
     changed: Sequence[str] = ()
     notes: Sequence[str] = ()
-    remedy: str = ""
     margins: str = ""
     confidence: float = 0.95
     names: Mapping[str, str] = field(default_factory=dict)
+    guarded: Sequence[str] = ()
+    unguarded: Sequence[str] = ()
 
     @property
     def counts(self) -> dict[Outcome, int]:
@@ -117,29 +130,50 @@ class Verdict:
         return sorted((row for row in self.rows if row.outcome != "fine"), key=lambda row: OUTCOMES.index(row.outcome))
 
     @property
+    def remedies(self) -> list[str]:
+        """Return what to do about what is missing or not comparable, one remedy a cause."""
+        return list(dict.fromkeys(row.remedy for row in self.not_fine if row.remedy))
+
+    @property
+    def judged(self) -> dict[tuple[str, Family], list[Row]]:
+        """Return the rows that have numbers, by metric and family."""
+        found: dict[tuple[str, Family], list[Row]] = {}
+        for row in sorted((row for row in self.rows if row.judged), key=lambda row: FAMILIES.index(row.family)):
+            found.setdefault((row.metric, row.family), []).append(row)
+        return found
+
+    @property
+    def largest(self) -> dict[tuple[str, Family], Row]:
+        """Return the row that declined most, by metric and family; none where no difference is known."""
+        known = {key: [row for row in rows if math.isfinite(row.diff)] for key, rows in self.judged.items()}
+        return {key: max(rows, key=lambda row: row.decline) for key, rows in known.items() if rows}
+
+    @property
     def smallest(self) -> dict[tuple[str, Family], float]:
         """Return the smallest decline this run could have called fine in all rows, by metric and family."""
-        found: dict[tuple[str, Family], float] = {}
-        for family in FAMILIES:
-            for row in self.rows:
-                if row.family == family and row.judged and math.isfinite(row.reach):
-                    found[row.metric, family] = max(found.get((row.metric, family), 0.0), row.reach)
-        return found
+        known = {key: [row.reach for row in rows if math.isfinite(row.reach)] for key, rows in self.judged.items()}
+        return {key: max(reaches) for key, reaches in known.items() if reaches}
 
     @property
     def estimands(self) -> list[str]:
         """Return what the judged rows speak about, in sentences."""
         said = []
         for family in FAMILIES:
-            rows = [row for row in self.rows if row.family == family and row.judged]
+            rows = [row for row in self.rows if row.family == family and row.estimand]
             for estimand in dict.fromkeys(row.estimand for row in rows):
                 some = [row for row in rows if row.estimand == estimand]
-                said.append(f"{family} drift: {len(some)} rows, estimand “{_ESTIMANDS.get(estimand, estimand)}”")
+                said.append(
+                    f"{family} drift: {len(some)} row{'s' * (len(some) > 1)}, estimand “{_ESTIMANDS.get(estimand, estimand)}”"
+                )
         return said
 
     def record(self) -> dict[str, Any]:
         """Return everything as JSON values; what is not a number is null."""
         rows = [{**without_nan(asdict(row)), "notes": list(row.notes)} for row in self.rows]
+        largest = [
+            {"metric": metric, "family": family, "decline": row.decline, "model": row.model, "task": row.task, "arm": row.arm}
+            for (metric, family), row in self.largest.items()
+        ]
         smallest = [{"metric": metric, "family": family, "decline": value} for (metric, family), value in self.smallest.items()]
         return {
             "outcome": self.headline.split(":")[0],
@@ -152,9 +186,12 @@ class Verdict:
             "new": list(self.new),
             "changed": list(self.changed),
             "estimands": self.estimands,
+            "largest_decline": largest,
             "smallest_decline": smallest,
+            "guarded": list(self.guarded),
+            "unguarded": list(self.unguarded),
             "notes": list(self.notes),
-            "remedy": self.remedy,
+            "remedies": self.remedies,
         }
 
 

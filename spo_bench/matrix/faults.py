@@ -41,15 +41,17 @@ def dotted(path: Path) -> str:
     return text.removeprefix(".")
 
 
-def as_input_error(error: ValidationError, model: type[BaseModel], place: Callable[[Path], str]) -> InputError:
-    """Return one InputError for all faults; ``place`` gives file and line of a path."""
+def as_input_error(
+    error: ValidationError, model: type[BaseModel], place: Callable[[Path], str], remedy: str = _REMEDY
+) -> InputError:
+    """Return one InputError for all faults; ``place`` gives file and line of a path, ``remedy`` where no other is known."""
     faults: dict[Path, tuple[str, str, str]] = {}
     for item in error.errors(include_url=False):
         path, owner, found = _locate(model, item["loc"], str(item["type"]))
         context: Mapping[str, Any] = item.get("ctx", {})
         if item["type"] == "spec_fault":
             path += (context["key"],) if context["key"] else ()
-            entry = (context["given"], context["rule"], context["remedy"] or _REMEDY)
+            entry = (context["given"], context["rule"], context["remedy"] or remedy)
         elif item["type"] == "extra_forbidden" and owner is not None:
             entry = (
                 f"unknown key '{path[-1]}'",
@@ -57,20 +59,20 @@ def as_input_error(error: ValidationError, model: type[BaseModel], place: Callab
                 suggestion(str(path[-1]), owner.model_fields),
             )
         elif item["type"] == "missing":
-            entry = (f"'{path[-1]}' is missing", _rule("it must be given", found), _REMEDY)
+            entry = (f"'{path[-1]}' is missing", _rule("it must be given", found), remedy)
         else:
             text = re.sub(r"^\w+ should", "it should", item["msg"].removeprefix("Value error, "))
-            entry = (f"given {brief(item['input'])}", _rule(text, found), _REMEDY)
+            entry = (f"given {brief(item['input'])}", _rule(text, found), remedy)
         # A list whose items are all at fault is reported as too short besides.
         if item["type"] != "too_short" or not item["input"]:
             faults.setdefault(path, entry)
     lines = [
-        (f"{place(path)}{f', {dotted(path)}' if path else ''}: {given}", rule, remedy)
-        for path, (given, rule, remedy) in faults.items()
+        (f"{place(path)}{f', {dotted(path)}' if path else ''}: {given}", rule, advice)
+        for path, (given, rule, advice) in faults.items()
     ]
     if len(lines) == 1:
         return InputError(*lines[0])
-    listed = "\n".join(f"  - {given}\n    rule: {rule}\n    remedy: {remedy}" for given, rule, remedy in lines[:_SHOWN])
+    listed = "\n".join(f"  - {given}\n    rule: {rule}\n    remedy: {advice}" for given, rule, advice in lines[:_SHOWN])
     more = f"\n  and {len(lines) - _SHOWN} more" if len(lines) > _SHOWN else ""
     return InputError(
         f"{len(lines)} faults in {place(())}:\n{listed}{more}",

@@ -197,8 +197,8 @@ def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any
     return result
 
 
-def parse_yaml(path: Path) -> _Raw:
-    """Return a YAML file's mapping and the line of every key.
+def parse_yaml(path: Path, what: str = "a spec", remedy: str = "see `spo-bench presets show quick`") -> _Raw:
+    """Return the mapping in a YAML file, which is ``what``, and the line of every key.
 
     Raises:
         InputError: it cannot be read, is not UTF-8, not YAML (with line and column), empty, no mapping, or has a key twice.
@@ -206,7 +206,7 @@ def parse_yaml(path: Path) -> _Raw:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read ({error})", "a spec is a UTF-8 text file", "check the file") from error
+        raise InputError(f"{path} cannot be read ({error})", f"{what} is a UTF-8 text file", "check the file") from error
     loader = _Loader(text)
     try:
         node = loader.get_single_node()
@@ -219,15 +219,15 @@ def parse_yaml(path: Path) -> _Raw:
         mark = error.problem_mark or error.context_mark
         at = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise InputError(
-            f"{_shown(path)}{at}: {error.problem or error.context}", "a spec is YAML", "correct the line; indent with spaces"
+            f"{_shown(path)}{at}: {error.problem or error.context}", f"{what} is YAML", "correct the line; indent with spaces"
         ) from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise InputError(f"{_shown(path)}: {error}", "a spec is YAML", "correct the file") from error
+        raise InputError(f"{_shown(path)}: {error}", f"{what} is YAML", "correct the file") from error
     finally:
         loader.dispose()
     if not isinstance(value, dict):
-        what = "is empty" if value is None else f"holds a {type(value).__name__}"
-        raise InputError(f"{_shown(path)} {what}", "a spec is a mapping of keys to values", "see `spo-bench presets show quick`")
+        given = "is empty" if value is None else f"holds a {type(value).__name__}"
+        raise InputError(f"{_shown(path)} {given}", f"{what} is a mapping of keys to values", remedy)
     return _Raw({str(key): item for key, item in value.items()}, marks)
 
 

@@ -15,6 +15,7 @@ from .results import Cell, Results
 from .tables import Numbers, better_up, length_entries, variants
 
 Row = Mapping[str, Any]
+_FAMILY = "a kind of Δ and a metric"
 
 
 def ablation(numbers: Numbers) -> Table:
@@ -50,7 +51,10 @@ def ablation(numbers: Numbers) -> Table:
     heads = [[model_entry(cells[0].model), text_entry(cells[0].family), text_entry(cells[0].label)] for cells in rows]
     body = [[*head, *(side[i] for side in sides)] for i, head in enumerate(heads)]
     blocks = [f"{cells[0].model}|{cells[0].family}" for cells in rows]
-    return Table("ablation", "SPO variants and controls", columns, body, blocks, _caption(numbers, compared, levelled))
+    short = [level_note(levelled), *method_notes(compared, _FAMILY)[-1:]]
+    return Table(
+        "ablation", "SPO variants and controls", columns, body, blocks, _caption(numbers, compared, levelled), short=short
+    )
 
 
 def _rows(results: Results) -> list[list[Cell]]:
@@ -106,7 +110,7 @@ def _caption(numbers: Numbers, compared: Sequence[Row], levelled: Sequence[Level
         f"Δ: minus the own baseline without SPO; Δ {plain.label}: minus {plain.label} of the same method and data; both on the "
         "same prompts and seeds, with 95 % intervals.",
         *holdout_notes(results),
-        *method_notes(compared, "a kind of Δ and a metric"),
+        *method_notes(compared, _FAMILY),
         "Degree accuracy: how often the head tells the degree of a copy, on held-out rows; where “(train)” stands beside it, on "
         "training rows late in training. What guessing reaches depends on the number of degrees: compare at equal degrees only.",
         "In square brackets: a control, which takes away what SPO is claimed to work by.",

@@ -156,8 +156,7 @@ def equal_note(results: Results) -> str:
     """Return the sentence on what was equal for all shares of the training pairs: passes over them or optimizer steps."""
     spec = results.spec
     steps = (spec.get("data_axes") or {}).get("equal") == "steps"
-    entries = [entry for entry in spec.get("methods") or [] if isinstance(entry, Mapping)]
-    own = {str(entry.get("label") or entry.get("name")): dict(entry.get("train") or {}) for entry in entries}
+    own = {label: dict(entry.get("train") or {}) for label, entry in results.method_entries.items()}
     general = dict(spec.get("train") or {})
     methods = list(dict.fromkeys(cell.method for cell in results.cells if cell.method != SFT))
     fixed = [method for method in methods if steps or {**general, **own.get(method, {})}.get("max_steps")]

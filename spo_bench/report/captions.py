@@ -14,6 +14,9 @@ from .results import Results, short_model
 
 RECONSTRUCTION = "SPO is a reconstruction from public descriptions: no reference code exists, and its settings here are ours."
 
+FEWEST = 6
+"""Prompts that a sign-flip test needs to reach p < .05: with n of them p is at least 2 / 2^n."""
+
 
 def method_notes(rows: Sequence[Mapping[str, Any]], family_of: str = "a metric") -> list[str]:
     """Return the caption's sentences on estimand, test and family, true for these comparisons, with a warning where unequal
@@ -33,12 +36,14 @@ def method_notes(rows: Sequence[Mapping[str, Any]], family_of: str = "a metric")
             f"Estimand “the method” ({size}): two-way interval and t test, seed variance pooled over the contrasts of "
             f"{family_of}; equal seed noise is assumed, {check}."
         )
-        notes += _noise_warning(rows)
+        notes += [*_noise_warning(rows), *_own_noise(rows)]
     if "checkpoints" in estimands:
         notes.append(
             f"Estimand “these checkpoints” ({_range(rows, 'n_prompts', 'checkpoints')} prompts, one seed: nothing is said about "
             "retraining): bootstrap over prompts, sign-flip test."
         )
+        if min(row["n_prompts"] for row in rows if row["estimand"] == "checkpoints") < FEWEST:
+            notes.append(f"With fewer than {FEWEST} prompts no p below .05 is possible in this test.")
     family = _range(rows, "family")
     notes.append(f"† p < .05 after Holm’s correction over all contrasts of {family_of} (family of {family}).")
     return notes
@@ -60,15 +65,32 @@ def _noise_warning(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
 
 
+def _own_noise(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Name the contrasts whose seed noise was kept out of the pooled one, such as a policy that diverged in one seed."""
+    found: dict[str, dict[str, None]] = {}
+    for row in rows:
+        if row.get("own_noise"):
+            found.setdefault(f"{row['variant']} on {row['task']}", {})[names.title(row["metric"])] = None
+    if not found:
+        return []
+    which = [f"{who} ({', '.join(metrics)})" for who, metrics in found.items()]
+    more = f" and {len(which) - 6} more" if len(which) > 6 else ""
+    return [
+        f"Seeds far apart: {'; '.join(which[:6])}{more}. This seed noise is kept out of the pooled one, and these intervals rest "
+        "on their own few seeds."
+    ]
+
+
 def level_note(found: Iterable[Level]) -> str:
     """Return the sentence on what stands behind a mean and its ±."""
     known = [level for level in found if level.n]
+    what = "Mean ± half the width of its 95 % interval, or the interval itself where it is lopsided"
     if not known:
-        return "Mean ± half the width of its 95 % interval."
+        return f"{what}."
     size = f"over {_span([level.n for level in known])} prompts × {_span([level.seeds for level in known])} seeds"
     if all(level.seeds == 1 for level in known):
         size = f"over {_span([level.n for level in known])} prompts of one seed (bootstrap; Wilson’s for a share of yes and no)"
-    return f"Mean ± half the width of its 95 % interval, {size}."
+    return f"{what}, {size}."
 
 
 def scoring_notes(results: Results, metrics: Iterable[str]) -> list[str]:
@@ -79,7 +101,7 @@ def scoring_notes(results: Results, metrics: Iterable[str]) -> list[str]:
     shown = list(dict.fromkeys(metric.removeprefix(names.AREA) for metric in metrics))
     notes = []
     if "true_reward" in shown:
-        notes.append("True reward: the world’s known reward function; no judge.")
+        notes.append("True reward: the world’s known reward function, from 0 to 1; no judge.")
     notes += [_reward_note(metric.removeprefix("reward/")) for metric in shown if metric.startswith("reward/")]
     if any(is_verdict(metric) for metric in shown):
         notes += [*_judge_note(results), *judge_notes(results)]
@@ -124,6 +146,19 @@ def _judge_note(results: Results) -> list[str]:
     )
     reasons = dict.fromkeys(f"Not audited on {task}: {reason}" for (_, task), reason in results.judge_unaudited.items())
     return [f"Win rates: judged by {who}; {state}.", *reasons]
+
+
+def answer_notes(results: Results) -> list[str]:
+    """Return the sentence on how answers were sampled, and in what their length is; the latter alone where nothing is known."""
+    temperature = (results.spec.get("generate") or {}).get("temperature")
+    how = (
+        ""
+        if temperature is None
+        else "; answers are greedy"
+        if temperature == 0
+        else f"; answers sampled at temperature {temperature:g}"
+    )
+    return [f"Length: of the answers, in tokens{how}."]
 
 
 def holdout_notes(results: Results) -> list[str]:

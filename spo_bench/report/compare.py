@@ -82,7 +82,7 @@ def _comparisons(rows: Sequence[tuple[Match, Values]]) -> list[Comparison]:
     """Compare all rows of a metric; rows of the same policies apart, since their seeds have no noise of training to pool."""
     made: dict[int, Comparison] = {}
     for fixed in (True, False):
-        places = [place for place, (one, _) in enumerate(rows) if one.fixed is fixed]
+        places = [place for place, (_, values) in enumerate(rows) if values.policies.fixed is fixed]
         some = [rows[place][1] for place in places]
         compared = compare_matrix(
             [values.ours for values in some],
@@ -111,9 +111,10 @@ def _notes(one: Match, values: Values) -> list[str]:
         notes = [f"paired on {shared} prompts"]
     else:
         notes = [f"paired on {shared} shared of {values.sizes[0]} and {values.sizes[1]}{changed}"]
-    if one.same_policy:
+    notes += values.invalid_notes("A", "B")
+    if values.policies.same:
         notes.append("the same policies bit for bit")
-    elif one.fixed and len(one.pairs) > 1:
+    elif values.policies.fixed and len(values.policies.pairs) > 1:
         notes.append("one policy on each side for all seeds: its retraining noise is not in the interval")
     if one.in_order:
         notes.append("no common seed: paired in order")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,26 +14,58 @@ from .results import short_model
 
 
 def level_entries(found: Sequence[Level | None], metric: str, places: int | None = None) -> list[Entry]:
-    """Return a column of levels with ± half of their intervals, all with as many decimals as these deserve."""
-    factor = names.scale(metric)
-    halves = [factor * (level.high - level.low) / 2 if level else math.nan for level in found]
-    digits = names.decimals(halves) if places is None else places
+    """Return a column of levels with their intervals (``interval_text``), all with as many decimals as these deserve."""
+    digits = level_decimals(found, metric) if places is None else places
     out = []
-    for level, half in zip(found, halves):
+    for level in found:
         if level is None or not math.isfinite(level.value):
             out.append(Entry(n=level.n if level else 0))
             continue
         low, high = (value if math.isfinite(value) else None for value in (level.low, level.high))
-        small = f"±{number(half, digits)}" if math.isfinite(half) else ""
-        out.append(Entry(level.value, number(factor * level.value, digits), small, low, high, n=level.n))
+        shown = number(names.scale(metric) * level.value, digits)
+        out.append(Entry(level.value, shown, interval_text(level, metric, digits), low, high, n=level.n))
     return out
 
 
-def difference_entries(rows: Sequence[Mapping[str, Any] | None], metric: str) -> list[Entry]:
+def level_decimals(found: Iterable[Level | None], metric: str) -> int:
+    """Return how many decimals these levels of a metric deserve."""
+    return names.decimals(names.scale(metric) * (level.high - level.low) / 2 for level in found if level)
+
+
+def interval_text(level: Level, metric: str, digits: int) -> str:
+    """Return ± half the width of an interval; [low, high] where ± would say something else; nothing where there is none.
+
+    That is where one side is longer than the other by more than shows in the last digit, or where ± leaves the values that the
+    metric can have.
+    """
+    if not math.isfinite(level.high - level.low):
+        return ""
+    factor = names.scale(metric)
+    low, high = (factor * end for end in level_ends(level, metric))
+    half = factor * (level.high - level.low) / 2
+    if abs((high + low) / 2 - factor * level.value) <= 10.0**-digits and math.isclose(high - low, 2 * half, abs_tol=1e-12):
+        return f"±{number(half, digits)}"
+    return f"[{number(low, digits)}, {number(high, digits)}]"
+
+
+def level_ends(level: Level, metric: str) -> tuple[float, float]:
+    """Return the ends of an interval, cut to the values that the metric can have: what lies beyond cannot be the truth."""
+    least, most = names.bounds(metric)
+    if not least <= level.value <= most:  # the metric has another range than its name says
+        return level.low, level.high
+    return max(level.low, least), min(level.high, most)
+
+
+def difference_decimals(rows: Iterable[Mapping[str, Any] | None], metric: str) -> int:
+    """Return how many decimals these differences in a metric deserve."""
+    known = [row for row in rows if row and row["low"] is not None]
+    return names.decimals(names.scale(metric) * (row["high"] - row["low"]) / 2 for row in known)
+
+
+def difference_entries(rows: Sequence[Mapping[str, Any] | None], metric: str, places: int | None = None) -> list[Entry]:
     """Return a column of differences with their intervals, from rows of comparisons; None is shown as missing."""
     factor = names.scale(metric)
-    known = [row for row in rows if row and row["low"] is not None]
-    digits = names.decimals(factor * (row["high"] - row["low"]) / 2 for row in known)
+    digits = difference_decimals(rows, metric) if places is None else places
     out = []
     for row in rows:
         if row is None or row["diff"] is None:
@@ -69,6 +101,11 @@ def plain_entry(value: float, metric: str = "") -> Entry:
         return Entry()
     shown = value * names.scale(metric)
     return Entry(value, number(shown, 0 if abs(shown) >= 1000 else 1 if abs(shown) >= 100 else 2))
+
+
+def estimand_entry(estimand: str) -> Entry:
+    """Return what a comparison speaks of, in words."""
+    return text_entry("the method" if estimand == "method" else "these checkpoints", estimand)
 
 
 def p_text(p: float | None) -> str:

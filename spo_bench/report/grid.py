@@ -50,6 +50,7 @@ class Column:
         fold: where all entries that are not empty say the same, the column moves into the caption. A text column does so
             where really all of its entries say the same.
         said: what a folded column is called in the caption; its title where this is empty.
+        whose: which rows a folded column speaks of, where these are not all.
         once: a name that repeats from row to row of a block is shown at the first of them only, as far as the columns
             before it that are shown once repeat too. csv and json keep every name.
     """
@@ -61,6 +62,7 @@ class Column:
     numeric: bool = True
     fold: bool = False
     said: str = ""
+    whose: str = ""
     once: bool = False
 
     @property
@@ -78,7 +80,8 @@ class Column:
 class Table:
     """A table: every row has one entry a column; rows of one block stand together between rules.
 
-    Columns fold into the caption where there are at least ``fold_from`` rows. ``bold`` says what a bold entry means.
+    Columns fold into the caption where there are at least ``fold_from`` rows. ``bold`` says what a bold entry means. ``short``
+    are the sentences of the caption that a paper's caption needs; there the others stand below the table.
     """
 
     name: str
@@ -89,6 +92,7 @@ class Table:
     caption: Sequence[str] = field(default_factory=tuple)
     fold_from: int = 2
     bold: Bold = "best"
+    short: Sequence[str] = field(default_factory=tuple)
 
     def visible(self) -> list[int]:
         """Return the columns worth showing: those that do not fold into the caption."""
@@ -113,7 +117,9 @@ class Table:
             name = column.said or column.title
             if column.fold:
                 source = f" ({entry.source})" if entry.source else ""
-                settings.setdefault(column.group or "In all rows", []).append(f"{name} {entry.text}{source}")
+                group = column.group or "In all rows"
+                whose = f"{group} ({column.whose})" if column.whose else group
+                settings.setdefault(whose, []).append(f"{name} {entry.text}{source}")
             else:
                 texts.append(f"{name}: {entry.text}.")
         return [*texts, *(f"{group}: {', '.join(some)}." for group, some in settings.items()), *self.caption]
@@ -127,7 +133,7 @@ class Table:
                 "Bold: not significantly worse than the best of its block (paired on the same prompts and seeds, Holm’s "
                 "correction within block and metric); what could not be tested was not shown to be worse."
             ]
-        return [f"Best in bold, second {second}, in each block; equal values share a mark."]
+        return [f"Best in bold, second {second}, in each block, before rounding: an order, not a test."]
 
     def groups(self, columns: Sequence[int]) -> list[tuple[str, int]]:
         """Return the header above the header: (group, number of columns)."""

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from spo_bench.errors import InputError
-from spo_bench.matrix.sections import SftSpec, TrainSpec
+from spo_bench.matrix.sections import GenerateSpec, SftSpec, TrainSpec
 from spo_bench.methods import Addition, Default, Method, get_addition, get_method
 from spo_bench.spo.settings import SpoSettings
 
@@ -16,8 +16,8 @@ from .entries import text_entry
 from .grid import Column, Entry, Table
 from .results import SFT, Cell, Results
 
-METHOD, ADDED, TRAINING, SPO = "Method", "Added", "Training", "SPO"
-SPEC, DEFAULT, OURS = "spec", "default", "ours"
+METHOD, ADDED, TRAINING, SPO, DECODING, RUN = "Method", "Added", "Training", "SPO", "Decoding", "Run"
+SPEC, DEFAULT, OURS, COMPUTED = "spec", "default", "ours", "computed"
 """Where a value comes from, in a word; the defaults of methods say it themselves."""
 Place = tuple[str, str]
 """Group and setting: a column."""
@@ -35,6 +35,9 @@ _TRAIN = (
     "max_length",
     "lora",
 )
+_DECODING = ("temperature", "top_p", "max_new_tokens")
+OPTIMIZER = "AdamW, β 0.9 0.999, ε 1e-08"
+"""What the training loops step with: torch's AdamW with the betas and the eps it has by default."""
 _ENTRY = ("name", "label", "plus", "train")
 """Keys of a method's entry in a spec that are no hyperparameters."""
 _NULL = {"fractions": "k / (degrees − 1)", "control": "none", "lora": "none"}
@@ -43,20 +46,22 @@ _NULL = {"fractions": "k / (degrees − 1)", "control": "none", "lora": "none"}
 
 @dataclass(frozen=True)
 class _Arm:
-    """A row: a method and SPO settings, whatever the model, task, seed and data."""
+    """A row: a method and SPO settings, whatever the model, task, seed and data.
 
-    spec: Mapping[str, Any]
+    ``entry`` is the method's in the spec; empty for SFT, and where the spec has none.
+    """
+
+    results: Results
+    entry: Mapping[str, Any]
     cells: Sequence[Cell]
+
+    @property
+    def spec(self) -> Mapping[str, Any]:
+        return self.results.spec
 
     @property
     def cell(self) -> Cell:
         return self.cells[0]
-
-    @cached_property
-    def entry(self) -> Mapping[str, Any]:
-        """The method's entry in the spec; empty for SFT, and where the spec has none."""
-        entries = [one for one in self.spec.get("methods") or [] if isinstance(one, Mapping)]
-        return next((one for one in entries if str(one.get("label") or one.get("name")) == self.cell.method), {})
 
     @cached_property
     def kind(self) -> tuple[str, bool]:
@@ -67,7 +72,7 @@ class _Arm:
     @cached_property
     def values(self) -> dict[Place, Found]:
         """Every setting it has."""
-        return dict([*_method(self.entry), *_training(self), *_spo(self.cell.spo or {})])
+        return dict([*_method(self.entry), *_training(self), *_spo(self.cell.spo or {}), *_evaluation(self)])
 
 
 def hyperparameters(results: Results) -> Table:
@@ -79,10 +84,12 @@ def hyperparameters(results: Results) -> Table:
     """
     arms = _arms(results)
     counted = [arm.kind for arm in arms if not (arm.cell.spo or {}).get("control")]
-    order = (METHOD, ADDED, TRAINING, SPO)
+    order = (METHOD, ADDED, TRAINING, SPO, DECODING, RUN)
     places = sorted(dict.fromkeys(place for arm in arms for place in arm.values), key=lambda place: order.index(place[0]))
     sources = list(dict.fromkeys(arm.values[place][1] for place in places for arm in arms if place in arm.values))
-    letters = {source: _letters(i) for i, source in enumerate(one for one in sources if one not in (SPEC, DEFAULT, OURS))}
+    letters = {
+        source: _letters(i) for i, source in enumerate(one for one in sources if one not in (SPEC, DEFAULT, OURS, COMPUTED))
+    }
     columns = [Column("arm", "Arm", numeric=False), *(_column(place, arms) for place in places), Column("tried", "Tried")]
     body = []
     for arm in arms:
@@ -93,10 +100,10 @@ def hyperparameters(results: Results) -> Table:
     shown = {row[i].source for row in body for i in table.visible()}
     caption = [f"({letter}): {source}." for source, letter in letters.items() if source in shown]
     caption += [
-        "spec: written in this run’s spec; default: of this package; ours: SPO’s defaults, which are guesses since none were "
-        "published. An empty place: the arm has no such setting.",
-        "Tried: settings of this method, with SPO or without it, that this run tried (controls not counted); what was tuned "
-        "before or outside this run is not seen here.",
+        "spec: written in this run’s spec; default: of this package; computed: from steps, batch and rows; ours: SPO’s defaults, "
+        "which are guesses since none were published. An empty place: the arm has no such setting.",
+        "Tried: number of settings of this method (baseline), or of its SPO variants, in this run; controls not counted. What "
+        "was tuned before or outside this run is not seen here.",
     ]
     return replace(table, caption=caption)
 
@@ -107,7 +114,8 @@ def _arms(results: Results) -> list[_Arm]:
     for cell in results.cells:
         found.setdefault((cell.method, cell.settings), []).append(cell)
     methods = {method: i for i, method in enumerate(dict.fromkeys(cell.method for cell in results.cells))}
-    arms = [_Arm(results.spec, cells) for cells in found.values()]
+    entries = results.method_entries
+    arms = [_Arm(results, entries.get(cells[0].method, {}), cells) for cells in found.values()]
     return sorted(arms, key=lambda arm: (arm.cell.method != SFT, methods[arm.cell.method], arm.cell.spo is not None))
 
 
@@ -120,14 +128,16 @@ def _letters(i: int) -> str:
 
 
 def _column(place: Place, arms: Sequence[_Arm]) -> Column:
-    """Return a setting's column; in the caption it names the methods that have it, unless all have."""
+    """Return a setting's column; in the caption it names the methods that have it, unless all have that can have it."""
     group, key = place
-    title = key.replace("_", " ")
     having = list(dict.fromkeys(arm.cell.method for arm in arms if place in arm.values))
-    every = {arm.cell.method for arm in arms if arm.cell.method != SFT}
-    some = group in (METHOD, ADDED) and set(having) != every
+    others = {arm.cell.method for arm in arms} - {*having}
+    if not others or (others == {SFT} and group in (METHOD, ADDED, SPO)):
+        whose = ""
+    else:
+        whose = f"all but {SFT}" if others == {SFT} else ", ".join(having)
     numeric = all(_is_number(arm.values[place][0]) for arm in arms if place in arm.values)
-    return Column(key, title, group, numeric=numeric, fold=True, said=f"{title} ({', '.join(having)})" if some else title)
+    return Column(key, key.replace("_", " "), group, numeric=numeric, fold=True, whose=whose)
 
 
 def _entry(key: str, found: Found, letters: Mapping[str, str]) -> Entry:
@@ -155,12 +165,12 @@ def _method(entry: Mapping[str, Any]) -> Iterator[tuple[Place, Found]]:
     if not entry:
         return
     own = _defaults(str(entry.get("name")), get_method)
-    for key in entry.keys() - set(_ENTRY):
+    for key in (key for key in entry if key not in _ENTRY):
         yield (METHOD, key), _declared(entry[key], own.get(key))
     for added in entry.get("plus") or []:
         name = str(added["name"])
         defaults = _defaults(name, get_addition)
-        for key in added.keys() - {"name"}:
+        for key in (key for key in added if key != "name"):
             yield (ADDED, f"{name} {key}"), _declared(added[key], defaults.get(key))
 
 
@@ -178,8 +188,12 @@ def _declared(value: Any, default: Default | None) -> Found:
 
 
 def _spo(settings: Mapping[str, Any]) -> Iterator[tuple[Place, Found]]:
+    known = {key: value for key, value in settings.items() if key in SpoSettings.model_fields}
+    off = bool(known) and SpoSettings.model_validate(known).gammas() == (0.0, 0.0)
     for key, field in SpoSettings.model_fields.items():
-        if key in settings:
+        if key == "gamma" and off:
+            yield (SPO, key), (0.0, SPEC)  # as the loss uses it, whatever the setting beside the control says
+        elif key in settings:
             yield (SPO, key), (settings[key], OURS if settings[key] == field.default else SPEC)
 
 
@@ -195,6 +209,10 @@ def _training(arm: _Arm) -> Iterator[tuple[Place, Found]]:
         found |= {"max_steps": found.pop("steps"), "lora": (None, DEFAULT)}  # all weights are trained
     if found.get("max_steps", (None, ""))[0] is not None:
         found.pop("epochs", None)  # they do not decide
+        if passes := _passes(arm, found):
+            found["epochs"] = (passes, COMPUTED)
+    if found:
+        yield (TRAINING, "optimizer"), (OPTIMIZER, DEFAULT)
     for key in _TRAIN:
         if key in found and (found[key][0] is not None or key in _NULL):
             yield (TRAINING, key), found[key]
@@ -203,7 +221,31 @@ def _training(arm: _Arm) -> Iterator[tuple[Place, Found]]:
         yield (TRAINING, "dtype"), (dtype, DEFAULT if {*asked} <= {"auto", None} else SPEC)
 
 
-def _section(key: str, value: Any, section: type[TrainSpec] | type[SftSpec]) -> Found:
+def _passes(arm: _Arm, found: Mapping[str, Found]) -> float | None:
+    """Return the passes over the training pairs that the steps make; None where tasks differ, or it is not known.
+
+    On plain data: an arm trained on a share of the pairs goes round more often.
+    """
+    if arm.cell.method == SFT or arm.cell.axes:
+        return None
+    steps, batch = found["max_steps"][0], found.get("batch_size", (None, ""))[0]
+    audits = arm.results.audits
+    splits = [(audits.get((cell.model, cell.task)) or {}).get("splits") or {} for cell in arm.cells]
+    rows = {(split.get("train") or {}).get("kept") for split in splits}
+    count = rows.pop() if len(rows) == 1 else None
+    return round(steps * batch / count, 2) if batch and count else None
+
+
+def _evaluation(arm: _Arm) -> Iterator[tuple[Place, Found]]:
+    """Yield how answers are sampled, and the arm's seeds."""
+    generate = dict(arm.spec.get("generate") or {})
+    for key in _DECODING:
+        if key in generate:
+            yield (DECODING, key), _section(key, generate[key], GenerateSpec)
+    yield (RUN, "seeds"), (" ".join(str(seed) for seed in sorted({cell.seed for cell in arm.cells})), SPEC)
+
+
+def _section(key: str, value: Any, section: type[TrainSpec] | type[SftSpec] | type[GenerateSpec]) -> Found:
     known = section.model_fields.get(key)
     return value, DEFAULT if known is not None and known.default == value else SPEC
 

@@ -1,4 +1,4 @@
-"""Tables as LaTeX: booktabs, scaled down where wider than the line, cut into panels where that could not be read."""
+"""Tables as LaTeX: booktabs, scaled down a little where wider than the line, cut into panels where more would be needed."""
 
 from __future__ import annotations
 
@@ -11,9 +11,17 @@ from .grid import MISSING, Entry, Table
 
 PACKAGES = ("booktabs", "graphicx")
 PART = 36
-"""Rows that go on one page, beside the caption."""
-WIDE = 600.0
-"""Points: a wider table is cut into panels under each other; scaled down to an article's line (345) it could not be read."""
+"""Rows of one panel that go on one page, beside the caption."""
+PAGE = 46
+"""Lines of tables and notes that go on one page: rows, and ``_HEAD`` for the head of every panel."""
+_HEAD = 5
+LONG = 100
+"""Rows that a paper may print; a longer table says so."""
+WIDE = 415.0
+"""Points: a wider table is cut into panels under each other, so that an article’s line (345) takes it at 80 % or more, by rough
+widths. A table whose names alone are wider goes below that."""
+_LINE = 90
+"""Letters of \\footnotesize in a line."""
 _LETTER, _SMALL, _GAP = 4.3, 3.6, 6.0
 """Rough widths of a letter at \\footnotesize and \\scriptsize, and of the space between columns, in points."""
 
@@ -72,23 +80,36 @@ def tex_escape(text: str) -> str:
 
 def to_tex(table: Table) -> str:
     """Return booktabs table environments: one, or one a page for a large table; needs ``PACKAGES`` (and utf8 input)."""
-    title, notes = tex_escape(table.title), tex_escape(" ".join([*table.notes(), *table.legend("underlined")]))
-    notes = re.sub(r"(\\_|/)", r"\1\\allowbreak{}", notes)  # long names may break in a caption
-    caption = rf"\caption[{{{title}}}]{{\textbf{{{title}.}} {notes}}}"
+    title = tex_escape(table.title)
+    below = [note for note in [*table.notes(), *table.legend("underlined")] if note not in table.short]
+    head = rf"\textbf{{{title}.}} {_prose(table.short)}".rstrip()
+    caption = rf"\caption[{{{title}}}]{{{head}}}"
     label = rf"\label{{tab:{re.sub(r'[^A-Za-z0-9]+', '-', table.name)}}}"
     floats = _floats(table)
+    lines_below = 1 + len(" ".join(below)) // _LINE
+    if below and sum(end - start + _HEAD for _, start, end in floats[-1]) + lines_below > PAGE + _HEAD:
+        floats.append([])  # the notes go on a page of their own
     place = "p" if len(floats) > 1 else "t"
     lines = [rf"% needs \usepackage{{{','.join(PACKAGES)}}}"]
+    if len(table.rows) > LONG:
+        lines.append(f"% {len(table.rows)} rows on {len(floats)} pages: long for a paper; the csv beside it has the same rows")
     for i, panels in enumerate(floats):
         lines += [r"\clearpage"] if i else []  # so many parts would be more floats than LaTeX can hold back
-        head = [r"\textbf{Table~\thetable{} (continued).}\par\smallskip"] if i else [caption, label]
-        lines += [rf"\begin{{table}}[{place}]", _SETTINGS, *head]
+        above = [r"\textbf{Table~\thetable{} (continued).}\par\smallskip"] if i else [caption, label]
+        lines += [rf"\begin{{table}}[{place}]", _SETTINGS, *above]
         for k, (columns, start, end) in enumerate(panels):
             lines += [r"\par\medskip"] if k else []
             lines += [r"\sbox0{%", *_tabular(table, columns, start, end), "}%"]
             lines.append(r"\ifdim\wd0>\linewidth\resizebox{\linewidth}{!}{\usebox0}\else\usebox0\fi")
+        if below and i == len(floats) - 1:
+            lines.append(rf"\par\smallskip\parbox{{\linewidth}}{{\footnotesize {_prose(below)}}}")
         lines.append(r"\end{table}")
     return "\n".join(lines) + "\n"
+
+
+def _prose(notes: Sequence[str]) -> str:
+    """Return sentences; long names in them may break."""
+    return re.sub(r"(\\_|/)", r"\1\\allowbreak{}", tex_escape(" ".join(notes)))
 
 
 _SETTINGS = r"\centering\footnotesize\setlength{\tabcolsep}{3pt}\setlength{\belowcaptionskip}{4pt}"
@@ -100,7 +121,7 @@ def _floats(table: Table) -> list[list[tuple[Sequence[int], int, int]]]:
     panels = _panels(table)
     for start, end in pairwise(_cuts(table)):
         for columns in panels:
-            if floats[-1] and sum(last - first for _, first, last in floats[-1]) + end - start > PART:
+            if floats[-1] and sum(last - first + _HEAD for _, first, last in floats[-1]) + end - start + _HEAD > PAGE:
                 floats.append([])
             floats[-1].append((columns, start, end))
     return floats

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,21 @@ NOT_ABLATED = ("degree_accuracy",)
 
 Kind = Literal["spo", "training", "axis", "ablation"]
 _EVEN: Mapping[Kind, Mapping[str, float]] = {"spo": EVEN, "training": EVEN_SFT, "axis": {}, "ablation": {}}
+
+
+class Paired(NamedTuple):
+    """One metric of a contrast: (seeds, prompts) each, NaN = invalid; the metric whose ids order the prompts; the seeds."""
+
+    baseline: NDArray[np.float64]
+    variant: NDArray[np.float64]
+    metric: Metric
+    seeds: Sequence[int]
+
+    @property
+    def used(self) -> list[int]:
+        """Return the seeds with a valid pair."""
+        differences = self.variant - self.baseline
+        return [seed for seed, row in zip(self.seeds, differences) if np.isfinite(row).any()]
 
 
 @dataclass(frozen=True)
@@ -56,8 +71,8 @@ class Contrast:
         baseline = self.pairs[0][0]
         return SFT if baseline is None else baseline.name
 
-    def arrays(self, metric: str) -> tuple[NDArray[np.float64], NDArray[np.float64], Metric] | None:
-        """Return (baseline, variant), each (seeds, prompts), and the metric whose ids order them; None where there is none."""
+    def arrays(self, metric: str) -> Paired | None:
+        """Return a metric over the seeds that have it; None where none has."""
         even = _EVEN[self.kind].get(metric)
         rows = []
         reference: Metric | None = None
@@ -76,10 +91,10 @@ class Contrast:
                 if _held_out(baseline, variant):
                     theirs = theirs.among(reference.ids)
                 against = theirs.like(reference, f"cells {baseline.id} and {variant.id}, metric '{metric}'")
-            rows.append((against, values))
+            rows.append((against, values, variant.seed))
         if reference is None:
             return None
-        return np.stack([row[0] for row in rows]), np.stack([row[1] for row in rows]), reference
+        return Paired(np.stack([row[0] for row in rows]), np.stack([row[1] for row in rows]), reference, [row[2] for row in rows])
 
 
 def _held_out(baseline: Cell, variant: Cell) -> bool:
@@ -237,10 +252,10 @@ def _compared(found: Sequence[Contrast], leave_out: Sequence[str] = ()) -> Itera
         family = [(contrast, arrays) for contrast in found if (arrays := contrast.arrays(name)) is not None]
         if not family:
             continue
-        baselines, variants = [arrays[0] for _, arrays in family], [arrays[1] for _, arrays in family]
+        baselines, variants = [arrays.baseline for _, arrays in family], [arrays.variant for _, arrays in family]
         spread = seed_spread(baselines, variants)
-        comparisons = compare_matrix(baselines, variants, CONFIDENCE, clusters=[arrays[2].clusters for _, arrays in family])
-        for (contrast, (_, _, metric)), comparison in zip(family, comparisons):
+        comparisons = compare_matrix(baselines, variants, CONFIDENCE, clusters=[arrays.metric.clusters for _, arrays in family])
+        for (contrast, arrays), comparison in zip(family, comparisons):
             cell = contrast.variant
             yield {
                 "kind": contrast.kind,
@@ -253,9 +268,9 @@ def _compared(found: Sequence[Contrast], leave_out: Sequence[str] = ()) -> Itera
                 "variant": cell.name,
                 **{key: finite(value) if isinstance(value, float) else value for key, value in asdict(comparison).items()},
                 "confidence": CONFIDENCE,
-                "higher_is_better": metric.higher_is_better,
-                "unit": metric.unit,
-                "seeds": [variant.seed for _, variant in contrast.pairs],
+                "higher_is_better": arrays.metric.higher_is_better,
+                "unit": arrays.metric.unit,
+                "seeds": arrays.used,
                 "seed_spread_p": finite(spread),
                 "spo": cell.row.get("spo", False),
                 "axes": cell.axes,

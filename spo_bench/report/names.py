@@ -68,6 +68,12 @@ def is_share(metric: str) -> bool:
     return "win_rate" in metric or metric.endswith(("head_to_head", "accuracy"))
 
 
+def bounds(metric: str) -> tuple[float, float]:
+    """Return the least and the largest value a metric can have; infinite where it has no such limit, or none is known."""
+    base = metric.removeprefix(AREA)
+    return (0.0, 1.0) if is_share(base) or base in ("true_reward", "rouge_l") else (-math.inf, math.inf)
+
+
 def scale(metric: str) -> float:
     """Return the factor from a stored value to the printed one: percent for shares, GiB for bytes."""
     return 100.0 if is_share(metric) else 2.0**-30 if metric == "peak_memory" else 1.0

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import re
+import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -39,6 +40,10 @@ _PLACED = frozenset(
     )
 )
 """Tables that have their place on the page; any other stands under "More tables"."""
+_WIDE = 9
+"""Columns above which a table is printed in smaller type."""
+_PART = re.compile(r"(.+)-\d+")
+"""The name of a further part of a figure."""
 _VIEW = re.compile(rb'viewBox="0 0 ([\d.]+) ([\d.]+)"')
 
 
@@ -94,12 +99,30 @@ def _table(table: Table) -> Markup:
     """Return a table with links to its files."""
     links = Markup(" · ").join(Markup('<a href="tables/{0}.{1}">{1}</a>').format(table.name, ending) for ending in FORMATS)
     whole = Markup(to_html(table))  # noqa: S704 - to_html escapes
-    return Markup('<div class="sheet">{}<p class="files">{}</p></div>').format(whole, links)
+    many = len(table.columns)
+    size = Markup(' wide" style="--columns: {}').format(many) if many > _WIDE else ""
+    return Markup('<div class="sheet{}">{}<p class="files">{}</p></div>').format(size, whole, links)
 
 
 def _figures(drawings: Sequence[Drawing]) -> Markup:
-    """Return the drawings, half as large again as on paper, which are small for a screen; narrow ones stand side by side."""
-    return Markup('<div class="drawings">{}</div>').format(Markup("").join(map(_figure, drawings))) if drawings else Markup("")
+    """Return the drawings, half as large again as on paper, which are small for a screen; narrow ones stand side by side.
+
+    Further parts of a figure are folded away behind its first.
+    """
+    names = {drawing.name for drawing in drawings}
+    parts: dict[str, list[Drawing]] = {}
+    for drawing in drawings:
+        found = _PART.fullmatch(drawing.name)
+        parts.setdefault(found[1] if found and found[1] in names else drawing.name, []).append(drawing)
+    shown = Markup("").join(_figure(first) + _folded(rest) for first, *rest in parts.values())
+    return Markup('<div class="drawings">{}</div>').format(shown) if drawings else Markup("")
+
+
+def _folded(parts: Sequence[Drawing]) -> Markup:
+    if not parts:
+        return Markup("")
+    title = "The second part of this figure" if len(parts) == 1 else f"{len(parts)} further parts of this figure"
+    return Markup("<details><summary>{}</summary>{}</details>").format(title, Markup("").join(map(_figure, parts)))
 
 
 def _figure(drawing: Drawing) -> Markup:
@@ -140,7 +163,7 @@ def _dropped(results: Results) -> list[tuple[str, Mapping[str, Any]]]:
 
 def _command(provenance: Mapping[str, Any]) -> str:
     command = provenance.get("command")
-    return " ".join(map(str, command)) if isinstance(command, (list, tuple)) else str(command or "")
+    return shlex.join(map(str, command)) if isinstance(command, (list, tuple)) else str(command or "")
 
 
 def _duration(seconds: Any) -> str:

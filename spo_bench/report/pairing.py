@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Container, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import zip_longest
@@ -12,15 +13,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from spo_bench.errors import InputError
 from spo_bench.files import canonical_json
-from spo_bench.matrix.faults import brief
 from spo_bench.matrix.plan import changes
 from spo_bench.stats import align
 
-from .comparable import changed_texts, other_measure
+from .checkpoints import Policies
+from .comparable import changed_texts, other_measure, portable, short
 from .results import Cell, Results, short_model
 
 Floats = NDArray[np.float64]
+_SOURCES = ("model", "reward_model", "judge_model", "data")
+"""Inputs of a stage that may be no stage of the cell: models, and the data of other tasks that SFT learns from."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,7 @@ class Values:
         clusters: a label a prompt, (prompts,), or None.
         higher_is_better: of the metric.
         sizes: prompts of (the first run, the second).
+        policies: of the seeds that have the metric on both sides.
         changed: ids both have, but with another text behind them; they are left out.
         reason: why nothing can be compared; empty where something can. The arrays are then empty.
     """
@@ -68,6 +73,7 @@ class Values:
     clusters: Sequence[str | None] | None
     higher_is_better: bool
     sizes: tuple[int, int]
+    policies: Policies
     changed: int = 0
     reason: str = ""
 
@@ -75,6 +81,27 @@ class Values:
     def shared(self) -> int:
         """Return the number of prompts both answered."""
         return int(self.ours.shape[1])
+
+    @property
+    def invalid(self) -> tuple[int, int]:
+        """Return how many values are invalid in (the first run, the second though valid in the first)."""
+        known = np.isfinite(self.ours)
+        return int((~known).sum()), int((known & ~np.isfinite(self.theirs)).sum())
+
+    @property
+    def units(self) -> int:
+        """Return the number of prompts, or clusters of them, with a value that is valid on both sides."""
+        valid = np.flatnonzero((np.isfinite(self.ours) & np.isfinite(self.theirs)).any(axis=0))
+        labels = self.clusters
+        return len({place if labels is None or labels[place] is None else labels[place] for place in map(int, valid)})
+
+    def invalid_notes(self, first: str, second: str) -> list[str]:
+        """Return how many values are left out because they are invalid in a run, by these names of the runs."""
+        return [
+            f"{count} of {self.ours.size} values are invalid in {name} and left out"
+            for count, name in zip(self.invalid, (first, second if not self.invalid[0] else f"{second} alone"))
+            if count
+        ]
 
     def means(self) -> tuple[float, float]:
         """Return both means over what is valid on both sides, seeds before prompts: their difference is what is compared."""
@@ -131,24 +158,9 @@ class Match:
         return [(a, b) for a, b in self.partners if a is not None and b is not None and a.done and b.done]
 
     @cached_property
-    def policies(self) -> tuple[int | None, int | None]:
-        """Return how many different policies each side of the pairs has, by their weights; None where these are not known.
-
-        Fewer than seeds where one policy, such as that of SFT, only answers once a seed.
-        """
-        sides = [[pair[side].provenance.get("policy") for pair in self.pairs] for side in (0, 1)]
-        first, second = (len(set(some)) if some and None not in some else None for some in sides)
-        return first, second
-
-    @cached_property
-    def same_policy(self) -> bool:
-        """Return whether every pair has the very same weights, bit for bit; False where that is not known."""
-        return None not in self.policies and all(a.provenance["policy"] == b.provenance["policy"] for a, b in self.pairs)
-
-    @property
-    def fixed(self) -> bool:
-        """Return whether nothing can be said about retraining: the same policies on both sides, or one on each for all seeds."""
-        return self.same_policy or len(self.pairs) == 1 or self.policies == (1, 1)
+    def policies(self) -> Policies:
+        """Return the policies of the pairs."""
+        return Policies.of(self.pairs)
 
     @cached_property
     def changed(self) -> list[Change]:
@@ -156,6 +168,7 @@ class Match:
         if not self.pairs:
             return []
         ours, theirs = (cell.stages for cell in self.pairs[0])
+        own = {key for cell in self.pairs[0] for key in cell.row.get("keys", {}).values()}
         found = []
         for stage in dict.fromkeys([*ours, *theirs]):
             if stage not in ours or stage not in theirs:
@@ -163,21 +176,24 @@ class Match:
                 continue
             for path, before, after in changes(_settings(ours[stage]), _settings(theirs[stage])):
                 if not (self.in_order and path.split(".")[-1] == "seed"):
-                    found.append(Change(stage, path, f"{brief(before)} -> {brief(after)}"))
+                    found.append(Change(stage, path, f"{short(before)} -> {short(after)}"))
+            before, after = (stages[stage].get("inputs") or {} for stages in (ours, theirs))
+            found += [Change(stage, name, "changed") for name in _changed_sources(before, after, own)]
         return found
 
     def values(self, metric: str) -> Values:
         """Return a metric's values over the seeds and prompts both sides have, or why they cannot be compared."""
         pairs = [(a, b) for a, b in self.pairs if metric in a.metrics and metric in b.metrics]
+        policies = Policies.of(pairs, metric)
         sides = [[pair[side].metrics[metric] for pair in pairs] for side in (0, 1)]
         if not pairs:
             better = {**(self.theirs.metrics if self.theirs else {}), **(self.ours.metrics if self.ours else {})}
-            return _nothing("no common cell has it", better.get(metric, True), (0, 0))
+            return _nothing("no common cell has it", better.get(metric, True), (0, 0), policies)
         first, sizes = sides[0][0], (len(sides[0][0].ids), len(sides[1][0].ids))
         if reason := next((why for a, b in pairs if (why := other_measure(metric, a, b))), ""):
-            return _nothing(reason, first.higher_is_better, sizes)
+            return _nothing(reason, first.higher_is_better, sizes, policies)
         if any(one.higher_is_better != first.higher_is_better for side in sides for one in side):
-            return _nothing("another direction is better", first.higher_is_better, sizes)
+            return _nothing("another direction is better", first.higher_is_better, sizes, policies)
         common = set(first.ids)
         changed: set[str] = set()
         for a, b in pairs:
@@ -187,40 +203,68 @@ class Match:
                 common &= set(ids)
             texts = changed_texts(metric, a, b)
             if texts is None:
-                return _nothing("the texts behind its ids are not recorded", first.higher_is_better, sizes)
+                return _nothing("the texts behind its ids are not recorded", first.higher_is_better, sizes, policies)
             changed |= texts
         kept = [name for name in first.ids if name in common and name not in changed]
         ours, theirs = (np.stack([one.among(kept).values for one in side]) for side in sides)
-        return Values(ours, theirs, first.among(kept).clusters, first.higher_is_better, sizes, len(changed & common))
+        return Values(ours, theirs, first.among(kept).clusters, first.higher_is_better, sizes, policies, len(changed & common))
 
 
-def _nothing(reason: str, higher_is_better: bool, sizes: tuple[int, int]) -> Values:
-    return Values(np.empty((0, 0)), np.empty((0, 0)), None, higher_is_better, sizes, reason=reason)
+def _nothing(reason: str, higher_is_better: bool, sizes: tuple[int, int], policies: Policies) -> Values:
+    return Values(np.empty((0, 0)), np.empty((0, 0)), None, higher_is_better, sizes, policies, reason=reason)
 
 
 def _settings(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what of a stage's identity a person sets; inputs are other stages, which speak for themselves."""
-    return {"version": identity.get("version"), **identity.get("config", {})}
+    """Return what of a stage's identity a person sets; inputs that are stages of the cell speak for themselves."""
+    return {"version": identity.get("version"), **portable(identity)["config"]}
+
+
+def _changed_sources(ours: Mapping[str, str], theirs: Mapping[str, str], own: Container[str]) -> list[str]:
+    """Return the inputs of a stage that differ and of which the cells, whose stages have the keys ``own``, say nothing else."""
+    return [
+        name
+        for name in dict.fromkeys([*ours, *theirs])
+        if name.partition(":")[0] in _SOURCES
+        and ours.get(name) != theirs.get(name)
+        and not (ours.get(name) in own and theirs.get(name) in own)
+    ]
 
 
 def changed_settings(found: Sequence[Match]) -> list[str]:
-    """Return the settings that differ between two runs, as "train.settings.learning_rate 0.0002 -> 0 (all arms)"."""
+    """Return the settings that differ between two runs, as "train.settings.learning_rate 0.0002 -> 0 (all dpo arms)"."""
     both = [one for one in found if one.pairs]
     stages: dict[tuple[str, str], dict[str, None]] = {}
-    arms: dict[tuple[str, str], dict[str, None]] = {}
+    arms: dict[tuple[str, str], list[Arm]] = {}
     for one in both:
         for change in one.changed:
             key = (change.path, change.what)
             stages.setdefault(key, {})[change.stage] = None
-            arms.setdefault(key, {})[one.arm.title] = None
+            some = arms.setdefault(key, [])
+            some += [one.arm] if one.arm not in some else []
     lines = []
     for path, what in stages:
-        names, some = [*stages[path, what]], [*arms[path, what]]
+        names = [*stages[path, what]]
         stage = names[0] if len(names) == 1 else f"{{{', '.join(names)}}}"
-        more = f" and {len(some) - 3} more" if len(some) > 3 else ""
-        where = "all arms" if len(some) == len(both) > 1 else f"{', '.join(some[:3])}{more}"
-        lines.append(f"{stage}{f'.{path}' if path else ''} {what} ({where})")
+        lines.append(f"{stage}{f'.{path}' if path else ''} {what} ({_where(arms[path, what], [one.arm for one in both])})")
     return lines
+
+
+def _where(some: Sequence[Arm], everything: Sequence[Arm]) -> str:
+    """Return which arms something is about: all, all of some methods, or the first few by name."""
+    if len(some) == len(everything) > 1:
+        return "all arms"
+    methods = [{arm.first.id: arm.first.method for arm in arms} for arms in (some, everything)]
+    counts = [Counter(known.values()) for known in methods]
+    if all(count == counts[1][method] > 1 for method, count in counts[0].items()):
+        return f"all {_listed([*counts[0]], ' and ')} arms"
+    return _listed([arm.title for arm in some], ", ")
+
+
+def _listed(names: Sequence[str], last: str) -> str:
+    """Return the first three names, and how many there are besides."""
+    if len(names) > 3:
+        return f"{', '.join(names[:3])} and {len(names) - 3} more"
+    return last.join(part for part in (", ".join(names[:-1]), names[-1]) if part)
 
 
 def match(first: Results, second: Results) -> list[Match]:
@@ -270,8 +314,17 @@ def _by_kind(cell: Cell, kinds: Mapping[str, Hashable]) -> Hashable:
 
 
 def arms(results: Results) -> list[Arm]:
-    """Return a run's arms, in the order of its cells."""
+    """Return a run's arms, in the order of its cells; InputError where one has two cells of a seed."""
     groups = _grouped(results.cells, lambda cell: (*cell.place, cell.settings))
+    for cells in groups.values():
+        seeds = [cell.seed for cell in cells]
+        if len(set(seeds)) != len(seeds):
+            some = ", ".join(cell.id for cell in cells if seeds.count(cell.seed) > 1)
+            raise InputError(
+                f"{results.directory}: {some} are the same arm with the same seed",
+                "model, task, method, SPO settings, data axes and seed tell cells apart",
+                "give models, tasks or methods that differ a `label` each, and run again",
+            )
     return [Arm(sorted(cells, key=lambda cell: cell.seed)) for cells in groups.values()]
 
 

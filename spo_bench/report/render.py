@@ -102,7 +102,13 @@ def to_json(table: Table) -> str:
         {"key": column.path, "title": column.title, "group": column.group, "better": column.direction, "numeric": column.numeric}
         for column in table.columns
     ]
-    whole = {"name": table.name, "title": table.title, "caption": " ".join(table.notes()), "columns": columns, "rows": rows}
+    whole = {
+        "name": table.name,
+        "title": table.title,
+        "caption": " ".join([*table.notes(), *table.legend("underlined")]),
+        "columns": columns,
+        "rows": rows,
+    }
     return json.dumps(whole, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 

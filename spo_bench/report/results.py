@@ -20,6 +20,8 @@ from spo_bench.stats import align
 
 SFT = "sft"
 """The method name of a cell whose policy had no preference training."""
+_NAMED = ("id", "model", "task", "method", "seed")
+"""What every line of cells.jsonl has."""
 
 
 @dataclass(frozen=True)
@@ -140,15 +142,21 @@ class Cell:
     def _read(self) -> tuple[Mapping[str, Any], dict[str, Metric]]:
         """Return scores.json without its metrics, and these as arrays: as JSON they would take most of a large run's memory."""
         path = self.directory / "scores.json"
+        if not self.directory.is_dir():
+            raise InputError(
+                f"cell {self.id} is listed as done, but its folder {self.directory} is missing",
+                "a finished cell has a folder",
+                "run the same command again: it makes what is missing",
+            )
         try:
             whole = dict(read_json(path))
-        except (OSError, ValueError) as error:
+            raw = dict(whole.pop("metrics", {}))
+        except (OSError, ValueError, TypeError) as error:
             raise InputError(
                 f"{path}: {error}",
                 "a finished cell has a scores.json",
                 "run the same command again: it makes what is missing",
             ) from error
-        raw = whole.pop("metrics", {})
         return whole, {name: self._metric(name, one) for name, one in raw.items()}
 
     @property
@@ -229,6 +237,12 @@ class Results:
         return dict(self.run.get("spec") or {})
 
     @property
+    def method_entries(self) -> dict[str, Mapping[str, Any]]:
+        """Return the spec's entries of methods by their labels."""
+        entries = [entry for entry in self.spec.get("methods") or [] if isinstance(entry, Mapping)]
+        return {str(entry.get("label") or entry.get("name")): entry for entry in entries}
+
+    @property
     def name(self) -> str:
         """Return the run's name."""
         return str(self.spec.get("name") or self.directory.resolve().name)
@@ -286,12 +300,38 @@ def read_results(directory: Path) -> Results:
                 "a run directory holds run.json and cells.jsonl",
                 "give the directory that `spo-bench run --out` wrote",
             )
+    run = read_record(directory)
     try:
-        run = read_json(directory / "run.json")
         rows = list(read_jsonl(directory / "cells.jsonl"))
-    except json.JSONDecodeError as error:
-        raise InputError(f"{directory}: {error}", "run.json and cells.jsonl hold JSON", "run the same command again") from error
+    except ValueError as error:
+        raise InputError(f"{directory}: {error}", "cells.jsonl holds JSON", "run the same command again") from error
+    for number, row in enumerate(rows, 1):
+        absent = [key for key in _NAMED if key not in row] if isinstance(row, Mapping) else _NAMED
+        if absent or not isinstance(row["seed"], int):
+            given = f"has no {', '.join(absent)}" if absent else f"has the seed {row['seed']!r}"
+            raise InputError(
+                f"{directory / 'cells.jsonl'}, line {number}: {given}",
+                f"a line is a cell, with its {', '.join(_NAMED)}",
+                "run the same command again",
+            )
     return Results(directory, run, [Cell(row, directory / "cells" / str(row["id"])) for row in rows])
+
+
+def read_record(directory: Path) -> Mapping[str, Any]:
+    """Return a run's run.json; InputError where there is none, or it is no run's."""
+    try:
+        record = read_json(directory / "run.json")
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"'{directory}' holds no run ({error})", "a run's directory has a run.json", "give what `spo-bench run --out` wrote"
+        ) from error
+    if not isinstance(record, Mapping) or not isinstance(record.get("spec") or {}, Mapping):
+        raise InputError(
+            f"{directory / 'run.json'} is no record of a run",
+            "it holds one object with the run's spec",
+            "run the same command again",
+        )
+    return record
 
 
 def short_model(model: str) -> str:

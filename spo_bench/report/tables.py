@@ -11,8 +11,18 @@ from typing import Any, TypeVar
 from spo_bench.files import canonical_json
 
 from . import names
-from .captions import RECONSTRUCTION, holdout_notes, level_note, method_notes, scoring_notes
-from .entries import difference_entries, level_entries, model_entry, p_text, plain_entry, quiet, text_entry
+from .captions import RECONSTRUCTION, answer_notes, holdout_notes, level_note, method_notes, scoring_notes
+from .entries import (
+    difference_decimals,
+    difference_entries,
+    estimand_entry,
+    level_entries,
+    model_entry,
+    p_text,
+    plain_entry,
+    quiet,
+    text_entry,
+)
 from .grid import Bold, Column, Entry, Table
 from .judges import spent_notes
 from .measure import Level, curve_areas, headlines, levels, plain_spo, undominated, unjudged_notes
@@ -122,17 +132,23 @@ def main(numbers: Numbers, bold: Bold = "best") -> Table:
     heads = [[model_entry(model), text_entry(name)] for model, name in rows]
     body = [[*head, *(side[i] for side in sides)] for i, head in enumerate(heads)]
     headline = headline_names(results)
-    caption = [
+    tests = method_notes([row for row in numbers.comparisons if row["kind"] == "spo" and row["metric"] in headline])
+    short = [
         *unjudged_notes(results),
         *scoring_notes(results, headline),
         level_note(levelled),
         "Δ: with SPO minus the own baseline on the same prompts and seeds, with its 95 % interval.",
+        tests[-1],
+    ]
+    caption = [
+        *short[:-1],
+        *answer_notes(results),
         *_fewer_seeds(rows),
         *holdout_notes(results),
-        *method_notes([row for row in numbers.comparisons if row["kind"] == "spo" and row["metric"] in headline]),
+        *tests,
         RECONSTRUCTION,
     ]
-    return Table("main", "Results", columns, body, [model for model, _ in rows], caption, bold=bold)
+    return Table("main", "Results", columns, body, [model for model, _ in rows], caption, bold=bold, short=short)
 
 
 def length_entries(numbers: Numbers, cells: Sequence[Cell | None]) -> list[Entry]:
@@ -201,6 +217,7 @@ def _long(numbers: Numbers, kind: str, name: str, title: str, short: bool) -> Ta
     results = numbers.results
     wanted = [*headline_names(results), "win_rate_sft"]
     chosen = [row for row in numbers.comparisons if row["kind"] == kind and (not short or row["metric"] in wanted)]
+    shown = list(dict.fromkeys(row["metric"] for row in chosen))
     tasks = _places(results.tasks)
     chosen.sort(key=lambda row: tasks[row["task"]])
     texts = {"model": "Model", "task": "Task", "variant": "Policy", "baseline": "Against", "metric": "Metric"}
@@ -210,19 +227,22 @@ def _long(numbers: Numbers, kind: str, name: str, title: str, short: bool) -> Ta
     columns += [Column(key, shown) for key, shown in results_of.items()]
     columns += [Column(key, shown, fold=True, said=shown.lower()) for key, shown in sizes.items()]
     columns.append(Column("estimand", "Estimand", numeric=False))
+    digits = {metric: difference_decimals([row for row in chosen if row["metric"] == metric], metric) for metric in shown}
     body = []
     for row in chosen:
         arrow = {"": "", "up": " ↑", "down": " ↓"}[names.direction(row["metric"], row["higher_is_better"])]
         heads = [model_entry(row["model"]), *(text_entry(row[key]) for key in ("task", "variant", "baseline"))]
-        entry = difference_entries([row], row["metric"])[0]
+        entry = difference_entries([row], row["metric"], digits[row["metric"]])[0]
         counts = [Entry(row[key], str(row[key])) for key in ("family", "n_prompts", "n_seeds")]
         ps = [Entry(row[key], p_text(row[key])) for key in ("p", "p_adjusted")]
         metric = text_entry(names.title(row["metric"]) + arrow, row["metric"])
-        body.append([*heads, metric, entry, *ps, *counts, text_entry(row["estimand"])])
-    caption = scoring_notes(results, [row["metric"] for row in chosen])
-    caption += ["Difference with its 95 % interval, in the metric’s unit (points for percent).", *method_notes(chosen)]
+        body.append([*heads, metric, entry, *ps, *counts, estimand_entry(row["estimand"])])
+    tests = method_notes(chosen)
+    what = "Difference with its 95 % interval, in the metric’s unit (points for percent)."
+    caption = [*scoring_notes(results, shown), what, *tests]
     caption += ["Win rates against the SFT policy are tested against 50 %."] if kind == "training" else [RECONSTRUCTION]
-    return Table(name, title, columns, body, [f"{row['model']}|{row['task']}" for row in chosen], caption)
+    blocks = [f"{row['model']}|{row['task']}" for row in chosen]
+    return Table(name, title, columns, body, blocks, caption, short=[what, tests[-1]])
 
 
 def cost(numbers: Numbers) -> Table:

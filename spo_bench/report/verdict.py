@@ -7,13 +7,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from spo_bench.files import canonical_json
+
 from . import names
 from .audits import overlap_notes
 from .average import average
+from .captions import scoring_notes
 from .judges import judge_doubts
-from .measure import ALPHA, contrasts, headlines, unjudged_notes
+from .measure import ALPHA, contrasts, headlines, plain_spo, unjudged_notes
 from .render import number
-from .results import Results
+from .results import Cell, Results
 
 Row = Mapping[str, Any]
 
@@ -27,26 +30,42 @@ class Verdict:
 
 
 def verdict(results: Results, comparisons: Sequence[Row]) -> Verdict:
-    """Return what the headline comparisons say; controls of SPO are reported apart, since they are not SPO.
+    """Return what the headline comparisons say of SPO as it is by default (``plain_spo``).
 
     The sentence gives the effect averaged over contrasts (``average``; one clause a headline metric), and how many contrasts
-    are significant after the correction. What makes the numbers mean less than they seem to is said first: shared prompts,
-    answers that nothing judges, or a judge that people agree with no more than with the longer answer.
+    are significant after the correction. Other settings of SPO and its controls are counted apart. What makes the numbers mean
+    less than they seem to is said first: shared prompts, answers that nothing judges, or a judge that people agree with no more
+    than with the longer answer. What they rest on is said last. A run that was not finished gets no verdict.
     """
     doubts = [*overlap_notes(results), *unjudged_notes(results), *judge_doubts(results)]
     first = {task: (headlines(results, task) or [""])[0] for task in results.tasks}
     shown = [row for row in comparisons if row["metric"] == first[row["task"]] and row["diff"] is not None]
+    if "finished" in results.run and results.run["finished"] is None:
+        size = f"{len(results.done)} finished {'cell' if len(results.done) == 1 else 'cells'}"
+        return Verdict(f"This run is not finished: what is shown is of {size}, and no verdict yet.", doubts)
     spo = [row for row in shown if row["kind"] == "spo" and not is_control(row)]
-    tested = [row for row in spo if row["p_adjusted"] is not None]
+    default = _defaults(results)
+    plain = [row for row in spo if default.get(_place(row)) == canonical_json(row["spo"])]
+    tested = [row for row in plain if row["p_adjusted"] is not None]
+    others = [*_others(spo, plain), *_controls(shown), *_training_line(shown)]
     if not tested:
-        why = "one prompt cannot be tested" if spo else "no baseline and SPO twin were both finished"
-        return Verdict(f"This run says nothing about SPO: {why}.", [*doubts, *_training_line(shown)])
+        why = "one prompt cannot be tested" if plain else "no baseline and SPO twin were both finished"
+        what = "SPO as it is by default" if spo and not plain else "SPO"
+        return Verdict(f"This run says nothing about {what}: {why}.", [*doubts, *others])
     support = [*_single(tested), *_findable(results, tested)]
-    controls = [row for row in shown if row["kind"] == "spo" and is_control(row)]
-    if controls:
-        moved = sum(significant(row) for row in controls)
-        support.append(f"Controls: {moved} of {len(controls)} differ significantly from the baseline too.")
-    return Verdict(_sentence(results, tested), [*doubts, *support, *_training_line(shown)])
+    return Verdict(_sentence(results, tested), [*doubts, *support, *others, _basis(results, tested)])
+
+
+def _place(row: Row) -> tuple[str, ...]:
+    return row["model"], row["task"], row["method"], canonical_json(row["axes"])
+
+
+def _defaults(results: Results) -> dict[tuple[str, ...], str]:
+    """Return the settings of plain SPO by the place of a method."""
+    places: dict[tuple[str, ...], list[Cell]] = {}
+    for cell in results.cells:
+        places.setdefault(cell.place, []).append(cell)
+    return {place: plain.settings for place, cells in places.items() if (plain := plain_spo(cells)) is not None}
 
 
 def is_control(row: Row) -> bool:
@@ -84,13 +103,17 @@ def _sentence(results: Results, tested: Sequence[Row]) -> str:
 
 def _average(results: Results, metric: str) -> str:
     """Return what SPO changed on average over the contrasts that this metric is the headline of; "" where they share no seed."""
-    family = [contrast for contrast in contrasts(results, "spo") if headlines(results, contrast.variant.task)[:1] == [metric]]
-    own = [contrast for contrast in family if not is_control({"spo": contrast.variant.spo})]
-    mean = average(own, family, metric)
+    family, default = contrasts(results, "spo"), _defaults(results)
+    headed = [contrast for contrast in family if headlines(results, contrast.variant.task)[:1] == [metric]]
+    plain = [contrast for contrast in headed if default.get(contrast.variant.place) == contrast.variant.settings]
+    mean = average(plain, family, metric)
     if mean is None:
         return ""
-    amount = _amount({"metric": metric, "diff": mean.diff, "low": mean.low, "high": mean.high})
-    return f"{_phrase(metric)} by {amount} on average over {len(own)} contrasts"
+    amount = _amount({"metric": metric, "diff": mean.effect.diff, "low": mean.effect.low, "high": mean.effect.high})
+    where = f"{mean.contrasts} contrasts"
+    if mean.left_out:
+        where += f" and the {len(mean.seeds)} of {len(mean.seeds) + len(mean.left_out)} seeds that all of them have"
+    return f"{_phrase(metric)} by {amount} on average over {where}{' (these checkpoints)' if len(mean.seeds) == 1 else ''}"
 
 
 def _single(tested: Sequence[Row]) -> list[str]:
@@ -107,19 +130,64 @@ def _single(tested: Sequence[Row]) -> list[str]:
 
 
 def _findable(results: Results, tested: Sequence[Row]) -> list[str]:
-    """Return the sentence on the smallest effects that contrasts of this design find."""
+    """Return the sentence on the smallest effects that contrasts of this design find, and on those that find none."""
     from .power import TARGET, powers
 
-    said = []
+    said, blind, count, default = [], [], 0, _defaults(results)
     for metric in dict.fromkeys(row["metric"] for row in tested):
-        found = [one.detectable for contrast, _, one in powers(results, metric) if not is_control({"spo": contrast.variant.spo})]
-        sizes = sorted(names.scale(metric) * size for size in found if math.isfinite(size))
+        whole = [(contrast.variant, one) for contrast, _, one in powers(results, metric)]
+        found = [one for cell, one in whole if default.get(cell.place) == cell.settings]
+        sizes = sorted(names.scale(metric) * one.detectable for one in found if math.isfinite(one.detectable))
+        # without any spread there is no noise to plan by, which does not mean that nothing can be found
+        unknown = [one for one in found if math.isnan(one.detectable)]
+        blind += [one.n_prompts for one in unknown if math.isnan(one.prompt_sd) or math.isfinite(one.power)]
+        count += len(found)
         if sizes:
             low, high = (number(size, names.decimals([size])) for size in (sizes[0], sizes[-1]))
             size = low if low == high else f"{low} (the least noisy) to {high} (the noisiest)"
             said.append(f"a change in {_phrase(metric)} of {size}")
-    chance = f"With {100 * TARGET:.0f} % power, before correction"
-    return [f"{chance}, one contrast of this design finds {' or '.join(said)}."] if said else []
+    chance, none = f"With {100 * TARGET:.0f} % power, before correction", ""
+    if blind:
+        few = f"{_span(blind)} {'prompt' if max(blind) == 1 else 'prompts'}"
+        none = f"{len(blind)} of {count} {'contrast' if count == 1 else 'contrasts'} can find nothing ({few})"
+    if said:
+        return [f"{chance}, one contrast of this design finds {' or '.join(said)}{f'; {none}' if none else ''}."]
+    return [f"{none}."] if none else []
+
+
+def _others(spo: Sequence[Row], plain: Sequence[Row]) -> list[str]:
+    """Return the sentence on settings of SPO that are not the default ones; none where there are none."""
+    others = [row for row in spo if row not in plain]
+    if not others:
+        return []
+    better, worse = (sum(significant(row) and gain(row) * sign > 0 for row in others) for sign in (1, -1))
+    count = f"{len(others)} {'contrast' if len(others) == 1 else 'contrasts'} with further settings of SPO"
+    return [f"{count}: {better} significantly better than the baseline, {worse} worse."]
+
+
+def _controls(shown: Sequence[Row]) -> list[str]:
+    controls = [row for row in shown if row["kind"] == "spo" and is_control(row)]
+    moved = sum(map(significant, controls))
+    return [f"Controls: {moved} of {len(controls)} differ significantly from the baseline."] if controls else []
+
+
+def _basis(results: Results, tested: Sequence[Row]) -> str:
+    """Return what the verdict rests on: seeds, prompts and what they speak of, and what the headline metrics are judged by."""
+    said = []
+    method = [row for row in tested if row["estimand"] == "method"]
+    given = [row for row in tested if row["estimand"] != "method"]
+    if method:
+        size = f"{_span([row['n_seeds'] for row in method])} seeds × {_span([row['n_prompts'] for row in method])} prompts"
+        said.append(f"{size}: speaks of the method, that is of new prompts and new training seeds.")
+    if given:
+        size = f"One seed, {_span([row['n_prompts'] for row in given])} prompts"
+        said.append(f"{size}: speaks of these checkpoints only; what retraining would change is not in it.")
+    return " ".join([*said, *scoring_notes(results, dict.fromkeys(row["metric"] for row in tested))])
+
+
+def _span(values: Sequence[int]) -> str:
+    low, high = min(values), max(values)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
 def _phrase(metric: str) -> str:

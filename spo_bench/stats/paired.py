@@ -17,6 +17,8 @@ from .resample import Floats, bootstrap, by_cluster, check_confidence, cluster_n
 Estimand = Literal["method", "checkpoints"]
 
 _NULL = 1999
+_DIVERGED = 0.01
+"""Level at which a contrast's seed noise is too large to be pooled."""
 _SEED = 20240917
 
 
@@ -33,6 +35,8 @@ class Comparison:
         n_seeds: seeds with a valid pair.
         estimand: "method" (prompts and seeds are random) or "checkpoints" (prompts are random, the policies are given).
         family: number of contrasts corrected together: those of the call that have a p.
+        own_noise: whether the seed noise is far above that of the other contrasts, so that it was kept out of their pool, and
+            interval and p rest on the contrast's own few seeds.
     """
 
     diff: float
@@ -44,6 +48,7 @@ class Comparison:
     n_seeds: int
     estimand: Estimand
     family: int
+    own_noise: bool = False
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,7 @@ class Fit:
     seed_weight: float = math.nan  # sum of squared seed weights in diff; 1 / seeds when nothing is missing
     seed_freedom: int = 0  # seeds - 1, less where seeds share no prompt; 0 = seeds cannot be told apart
     spread: Floats = field(default_factory=lambda: np.empty(0))  # (seeds,), the measured seed effects
+    tie: bool = False  # every difference is exactly 0
 
     @property
     def n_units(self) -> int:
@@ -69,11 +75,15 @@ class Fit:
 
 @dataclass(frozen=True)
 class Pooled:
-    """Seed noise over the whole matrix, in the terms of ``Fit``; the variance is never negative, freedom is K(S - 1)."""
+    """Seed noise over the whole matrix, in the terms of ``Fit``; the variance is never negative, freedom is K(S - 1).
+
+    ``own``: it is that of one contrast alone, which differs too much from the others.
+    """
 
     variance: float
     square: float
     freedom: int
+    own: bool = False
 
 
 def compare_matrix(
@@ -96,11 +106,12 @@ def compare_matrix(
 
     Several seeds, estimand "method": prompts and seeds are crossed random effects. The variance of diff is that of the
     prompt means (seed effects cancel in it) plus that of the seed effects. The second is estimated over the whole matrix,
-    since three seeds say nothing about a variance, and is 0 where it comes out negative. Interval and p come from one t
-    statistic with Satterthwaite's degrees of freedom, never more than those of the prompts. The assumption, similar seed noise
-    in all contrasts of a call, is checked by ``seed_spread``. A single contrast with two seeds has one degree of freedom for
-    seed noise, which is too few: where that noise dominates, its 95 % interval covers about 89 %. docs/statistics.md has the
-    measured coverage.
+    since three seeds say nothing about a variance, and is 0 where it comes out negative. A contrast whose seed noise is far
+    above the others' (``pool``), such as one that diverged in a seed, is left to its own noise and does not widen theirs.
+    Interval and p come from one t statistic with Satterthwaite's degrees of freedom, never more than those of the prompts.
+    The assumption, similar seed noise in all contrasts of a call, is checked by ``seed_spread``. A single contrast with two
+    seeds has one degree of freedom for seed noise, which is too few: where that noise dominates, its 95 % interval covers
+    about 89 %. docs/statistics.md has the measured coverage.
 
     One seed, or ``checkpoints``: bootstrap over clusters of prompts, p by flipping the signs of whole clusters.
 
@@ -111,9 +122,9 @@ def compare_matrix(
     """
     check_confidence(confidence)
     fits = fit_all(baselines, variants, clusters)
-    pooled = pool(fits)
     found = [
-        _method(fit, pooled, confidence) if fit.n_seeds > 1 and not checkpoints else _checkpoints(fit, confidence) for fit in fits
+        _method(fit, pooled, confidence) if fit.n_seeds > 1 and not checkpoints else _checkpoints(fit, confidence)
+        for fit, pooled in zip(fits, pool(fits))
     ]
     adjusted = holm([one.p for one in found])
     family = int(np.isfinite(adjusted).sum())
@@ -123,13 +134,15 @@ def compare_matrix(
 def seed_spread(baselines: Sequence[ArrayLike], variants: Sequence[ArrayLike]) -> float:
     """Return the p of equal seed noise in all contrasts (Levene's test on the seed effects, centred on their medians).
 
-    Pooling the seed variance assumes it. NaN where fewer than two contrasts have three or more seeds, or no seed differs.
+    Pooling the seed variance assumes it; contrasts that are not pooled are left out. NaN where fewer than two contrasts have
+    three or more seeds, or no seed differs.
 
     The statistic is referred to its own distribution under equal normal noise, drawn ``_NULL`` times. Of three values one is the
     median, so one deviation is always 0, and against the usual F distribution the test finds nothing: simulated, it rejects in
     0.0 % of matrices of 12 contrasts and 3 seeds, whatever their noise.
     """
-    spreads = [fit.spread for fit in fit_all(baselines, variants) if fit.seed_freedom > 1]
+    fits = fit_all(baselines, variants)
+    spreads = [fits[i].spread for i in _alike(fits) if fits[i].seed_freedom > 1]
     if len(spreads) < 2 or not any(np.ptp(spread) > 0 for spread in spreads):
         return math.nan
     found = _levene([spread[None] for spread in spreads])[0]
@@ -167,15 +180,57 @@ def fit_all(
     ]
 
 
-def pool(fits: Sequence[Fit]) -> Pooled:
-    """Average the seed noise of the contrasts, each weighted by its degrees of freedom; all 0 where none has several seeds."""
-    used = [fit for fit in fits if fit.seed_freedom]
-    freedom = sum(fit.seed_freedom for fit in used)
+def pool(fits: Sequence[Fit]) -> list[Pooled]:
+    """Return the seed noise that goes into every contrast's interval.
+
+    That is the average over the contrasts, each weighted by its degrees of freedom; all 0 where none has several seeds. Exact
+    ties do not count: policies that never differ say nothing of the noise of those that do. Neither does a contrast whose noise
+    is far above the others', which gets its own. Which one that is, Cochran's C tells (1941): the largest share that one
+    contrast has in the sum of (measured / expected) variances, held against its own distribution under equal normal noise,
+    drawn ``_NULL`` times, at the level ``_DIVERGED``; again and again until none is found. Unlike Levene's test it needs no more
+    than two seeds.
+    """
+    alike = _alike(fits)
+    whole = _averaged([fits[i] for i in alike] or [fit for fit in fits if fit.seed_freedom])
+    return [
+        replace(_averaged([fit]), own=True) if fit.seed_freedom and not fit.tie and i not in alike else whole
+        for i, fit in enumerate(fits)
+    ]
+
+
+def _averaged(fits: Sequence[Fit]) -> Pooled:
+    freedom = sum(fit.seed_freedom for fit in fits)
     if not freedom:
         return Pooled(0.0, 0.0, 0)
-    square = sum(fit.seed_freedom * fit.seed_square for fit in used) / freedom
-    rest = sum(fit.seed_freedom * fit.rest_square for fit in used) / freedom
+    square = sum(fit.seed_freedom * fit.seed_square for fit in fits) / freedom
+    rest = sum(fit.seed_freedom * fit.rest_square for fit in fits) / freedom
     return Pooled(max(0.0, square - rest), square, freedom)
+
+
+def _alike(fits: Sequence[Fit]) -> list[int]:
+    """Return the places of the contrasts whose seed noise is pooled."""
+    places = [i for i, fit in enumerate(fits) if fit.seed_freedom and not fit.tie]
+    while len(places) > 2:  # of two, neither is the odd one
+        some = [fits[i] for i in places]
+        pooled = _averaged(some).variance
+        expected = np.array([pooled + fit.rest_square for fit in some])
+        squares = np.array([fit.seed_square for fit in some])
+        if not (expected > 0).all() or not squares.any():
+            break
+        shares = squares / expected
+        null = _largest_share(tuple(sorted(fit.seed_freedom for fit in some)))
+        if 1 + np.count_nonzero(null >= shares.max() / shares.sum()) > _DIVERGED * (1 + _NULL):
+            break
+        places.pop(int(shares.argmax()))
+    return places
+
+
+@lru_cache(maxsize=64)
+def _largest_share(freedoms: tuple[int, ...]) -> Floats:
+    rng = np.random.default_rng((_SEED, *freedoms))
+    squares = rng.chisquare(freedoms, (_NULL, len(freedoms))) / freedoms
+    share: Floats = squares.max(axis=1) / squares.sum(axis=1)
+    return share
 
 
 def total_variance(prompt: Any, units: Any, seed: Any, square: Any, freedom: Any) -> tuple[Any, Any]:
@@ -232,7 +287,7 @@ def _fit(differences: Floats, clusters: Sequence[Any] | None) -> Fit:
     c = sums.size
     prompt_variance = float((sums**2).sum()) / n_prompts**2 * c / (c - 1) if c > 1 else math.nan
     if n_seeds < 2 or c < 2:
-        return Fit(diff, means, units, n_seeds, prompt_variance)
+        return Fit(diff, means, units, n_seeds, prompt_variance, tie=not d.any())
     # Seed effects by least squares, prompts taken out. Where nothing is missing they are the seeds' mean deviations; where
     # something is, those would be too small, since a prompt's mean then follows the seeds that answered it.
     normal = np.diag(valid.sum(axis=1)) - (valid / answered) @ valid.T
@@ -245,7 +300,7 @@ def _fit(differences: Floats, clusters: Sequence[Any] | None) -> Fit:
     weight = float(((valid / answered).mean(axis=1) ** 2).sum())
     seed_square = float((effects**2).sum()) / max(1, freedom)
     rest_square = float((rest_effects**2).sum()) / max(1, freedom) * c / (c - 1)
-    return Fit(diff, means, units, n_seeds, prompt_variance, seed_square, rest_square, weight, freedom, effects)
+    return Fit(diff, means, units, n_seeds, prompt_variance, seed_square, rest_square, weight, freedom, effects, not d.any())
 
 
 def _method(fit: Fit, pooled: Pooled, confidence: float) -> Comparison:
@@ -259,7 +314,7 @@ def _method(fit: Fit, pooled: Pooled, confidence: float) -> Comparison:
     error = math.sqrt(variance)
     reach = float(stats.t.ppf((1 + confidence) / 2, degrees)) * error
     p = float(2 * stats.t.sf(abs(fit.diff) / error, degrees))
-    return _comparison(fit, fit.diff - reach, fit.diff + reach, p, "method")
+    return replace(_comparison(fit, fit.diff - reach, fit.diff + reach, p, "method"), own_noise=pooled.own)
 
 
 def _checkpoints(fit: Fit, confidence: float) -> Comparison:

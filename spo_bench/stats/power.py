@@ -118,9 +118,11 @@ def power_matrix(
     fits = fit_all(baselines, variants, clusters)
     if effects is not None and len(effects) != len(fits):
         raise ValueError(f"{len(effects)} effects for {len(fits)} contrasts: give one a contrast, or None")
-    pooled = pool(fits)
     given = effects if effects is not None else [None] * len(fits)
-    return [_power(fit, pooled, abs(fit.diff if effect is None else effect), target, level) for fit, effect in zip(fits, given)]
+    return [
+        _power(fit, pooled, abs(fit.diff if effect is None else effect), target, level)
+        for fit, pooled, effect in zip(fits, pool(fits), given)
+    ]
 
 
 def _power(fit: Fit, pooled: Pooled, effect: float, target: float, level: float) -> Power:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -14,6 +15,8 @@ from typing import Any
 import spo_bench
 
 PACKAGES = ("torch", "transformers", "peft", "tokenizers", "datasets", "numpy", "scipy", "statsmodels", "evaluate", "rouge-score")
+
+_COMMAND = ("spo-bench", "main.py", "__main__.py")
 
 
 def provenance() -> Mapping[str, Any]:
@@ -29,7 +32,7 @@ def provenance() -> Mapping[str, Any]:
             "processor": _processor(),
             "cores": os.cpu_count(),
         },
-        "command": " ".join(["spo-bench", *sys.argv[1:]]) if Path(sys.argv[0]).name in ("spo-bench", "main.py") else "python",
+        "command": shlex.join(["spo-bench", *sys.argv[1:]]) if Path(sys.argv[0]).name in _COMMAND else "python",
     }
 
 

@@ -17,6 +17,8 @@ from .plots import Bundle, Plot, bundle_title, bundles, draw_plots, entries_of, 
 from .policies import Line, Looks, Place, line_of, policies
 from .style import INK, Drawing, plain, sample
 
+LEAST = 5
+"""Copies of one length that a point needs; fewer say nothing."""
 _Counts = Mapping[str, Counter[str]]
 """Bin -> "right" and "copies"."""
 
@@ -26,6 +28,7 @@ def draw(numbers: Numbers) -> list[Drawing]:
     found: dict[Place, dict[Line, _Counts]] = {}
     chances: dict[Place, set[float]] = {}
     measured: dict[str, None] = {}
+    few = False
     for place, own in policies(numbers.results).items():
         for one in own:
             counts: dict[str, Counter[str]] = {}
@@ -35,7 +38,8 @@ def draw(numbers: Numbers) -> list[Drawing]:
                     measured[where] = None
                     for name, (right, copies) in bins.items():
                         counts.setdefault(name, Counter()).update(right=right, copies=copies)
-            counts = {name: count for name, count in counts.items() if count["copies"]}
+            few |= any(0 < count["copies"] < LEAST for count in counts.values())
+            counts = {name: count for name, count in counts.items() if count["copies"] >= LEAST}
             if counts:
                 found.setdefault(place, {})[line_of(one.first)] = counts
                 degrees = (one.first.spo or {}).get("degrees")
@@ -47,10 +51,11 @@ def draw(numbers: Numbers) -> list[Drawing]:
     entries = entries_of(panels, looks)
     if any(chances.values()):
         entries["chance"] = sample(INK, stroke=(0, (1, 2)))
+    rare = f" Lengths with fewer than {LEAST} copies are left out." if few else ""
     caption = (
         "Share of copies whose degree the head tells right, by the copy’s length in tokens, seeds together; measured on "
         f"{' or '.join(measured)}. Bars are 95 % Wilson intervals that take copies as independent. Removal shortens a text, so "
-        f"compare with the controls, dotted, within a length.{left_out(left, 'variant')}"
+        f"compare with the controls, dotted, within a length.{rare}{left_out(left, 'variant')}"
     )
     return draw_plots("degrees", caption, plots, entries)
 

@@ -9,6 +9,7 @@ from typing import Any
 from matplotlib.lines import Line2D
 
 from .. import names
+from ..entries import difference_decimals
 from ..grid import number
 from ..tables import Numbers
 from ..verdict import is_control, significant
@@ -34,18 +35,22 @@ def draw(numbers: Numbers) -> list[Drawing]:
     for (model, task, metric), found in panels.items():
         ordered = sorted(found, key=is_control)
         rungs = _rungs(ordered)
-        limits = _limits([row for row in rows if row["metric"] == metric])
+        alike = [row for row in rows if row["metric"] == metric]
+        limits, digits = _limits(alike), difference_decimals(alike, metric)
         paint = partial(_paint, metric, ordered, rungs, limits)
-        ladders.append(Ladder(place_title(numbers.results, (model, task)), rungs, _texts(ordered, metric), paint))
+        ladders.append(Ladder(place_title(numbers.results, (model, task)), rungs, _texts(ordered, metric, digits), paint))
     entries: dict[str, Line2D] = {}
     for role, control in (("spo", False), ("control", True)):
         colour, marker, _ = LOOKS[role]
         for holds in (True, False):
             if any((is_control(row), significant(row)) == (control, holds) for row in rows):
-                what = f"{'control of SPO' if control else 'SPO'}, {'significant' if holds else 'not significant'}"
+                what = f"{'control of SPO' if control else 'SPO'}, {'significant' if holds else 'not significant'} (Holm)"
                 entries[what] = sample(colour, marker, fill=None if holds else "white")
     what = "What SPO changes: variant minus own baseline"
-    caption = f"{what}, with {what_intervals_are(row['n_seeds'] for row in rows)} Filled: significant after Holm’s correction."
+    caption = (
+        f"{what}, with {what_intervals_are(row['n_seeds'] for row in rows)} Filled: significant after Holm’s correction; an "
+        "interval that leaves out 0 is before it."
+    )
     return draw_ladders("effects", caption, ladders, entries=entries, least=0.6)
 
 
@@ -74,10 +79,9 @@ def _limits(rows: Sequence[_Row]) -> tuple[float, float]:
     return low - edge, high + edge
 
 
-def _texts(rows: Sequence[_Row], metric: str) -> list[str]:
+def _texts(rows: Sequence[_Row], metric: str, digits: int) -> list[str]:
     """Return difference and interval; the difference alone where there is no interval."""
     factor = names.scale(metric)
-    digits = names.decimals(factor * (row["high"] - row["low"]) / 2 for row in rows if row["low"] is not None)
 
     def signed(value: float) -> str:
         return number(factor * value, digits, sign=True).replace("-", "−")

@@ -34,6 +34,8 @@ from .style import FILLS, INK, QUIET, Drawing, plain, sample
 KL = "kl"
 FAR = 10
 """Times the median KL: with a policy beyond, the axis is linear up to the median and logarithmic from there."""
+NEAR = 0.015
+"""Shares of a panel's width and height: markers nearer than both hide each other."""
 _TICKS = [digit * 10.0**power for power in range(-4, 6) for digit in (1, 3)]
 SEED_POINTS = 150
 """Points of single seeds in one panel; more would hide the policies."""
@@ -83,7 +85,8 @@ def draw(numbers: Numbers) -> list[Drawing]:
     small = " Small points: single seeds." if any(_shows_seeds(points) for *_, points in panels) else ""
     caption = (
         "Reward against distance: the headline metric over the KL divergence to the reference, a point a policy. Thin lines lead "
-        f"from a baseline to its SPO variants; crosses are {what_intervals_are(seeds)}{small}{note}"
+        f"from a baseline to its SPO variants; crosses are {what_intervals_are(seeds)} The KL is estimated from "
+        f"the policy’s own answers and may fall below 0 by chance. Triangles at a border: what runs off the panel.{small}{note}"
     )
     return draw_plots("frontier", caption, plots, entries)
 
@@ -106,6 +109,8 @@ def _paint(metric: str, points: Sequence[_Point], look: Any, panel: Any) -> None
     factor = names.scale(metric)
     baselines = {point.policy.first.place: point for point in points if point.policy.role == "baseline"}
     with_seeds = _shows_seeds(points)
+    far: list[tuple[float, float, str]] = []
+    span = float(np.ptp([point.x for point in points])), float(np.ptp([point.level.value for point in points]))
     for point in points:
         y = factor * point.level.value
         colour, marker, fill = (INK, "+", INK) if point.kl is None else look(point.policy)
@@ -115,14 +120,35 @@ def _paint(metric: str, points: Sequence[_Point], look: Any, panel: Any) -> None
         if point.kl is not None:
             panel.plot([point.kl.low, point.kl.high], [y, y], color=colour, linewidth=0.5, alpha=0.7, zorder=2)
         panel.plot([point.x] * 2, [factor * point.level.low, factor * point.level.high], color=colour, linewidth=0.5, alpha=0.7)
-        panel.plot(point.x, y, marker, color=colour, markerfacecolor=fill, markersize=4.6, markeredgewidth=0.9, zorder=3)
-        if point.kl is not None and with_seeds:
-            _seeds(panel, point.policy, metric, colour, marker)
+        hides = point.policy.role == "baseline" and any(_covers(point, other, span) for other in points if other is not point)
+        size, inside = (8.0, "none") if hides else (4.6, fill)
+        panel.plot(point.x, y, marker, color=colour, markerfacecolor=inside, markersize=size, markeredgewidth=0.9, zorder=3)
+        if point.kl is not None:
+            far += [(end, y, colour) for end in (point.kl.low, point.kl.high)]
+            far += (
+                [(x, height, colour) for x, height in _seeds(panel, point.policy, metric, colour, marker)] if with_seeds else []
+            )
     _fit_kl(panel, [point.x for point in points])
+    _carets(panel, far)
     panel.locator_params(axis="y", nbins=5)
     panel.grid()
-    panel.set_xlabel(plain(names.title(KL)))
+    panel.set_xlabel(plain(f"{names.title(KL)} (sampled estimate)"))
     panel.set_ylabel(axis_title(metric, points[0].level.higher_is_better))
+
+
+def _covers(one: _Point, other: _Point, span: tuple[float, float]) -> bool:
+    """Return whether two policies of a panel so wide and high hide each other, as one does that a control does not change."""
+    beside, above = abs(one.x - other.x), abs(one.level.value - other.level.value)
+    return beside <= NEAR * span[0] and above <= NEAR * span[1]
+
+
+def _carets(panel: Any, ends: Sequence[tuple[float, float, str]]) -> None:
+    """Mark at the border what runs off the panel: ends of intervals and points of seeds, (x, y, colour) each."""
+    left, right = panel.get_xlim()
+    for x, y, colour in ends:
+        if x < left or x > right:
+            border, marker = (left, "<") if x < left else (right, ">")
+            panel.plot(border, y, marker, color=colour, markersize=3, markeredgewidth=0, clip_on=False, zorder=4)
 
 
 def _shows_seeds(points: Sequence[_Point]) -> bool:
@@ -147,13 +173,14 @@ def _fit_kl(panel: Any, places: Sequence[float]) -> None:
         panel.set_xlim(low - edge, high + edge)
 
 
-def _seeds(panel: Any, policy: Policy, metric: str, colour: str, marker: str) -> None:
-    """Draw a point for every seed with valid numbers, where there are several."""
+def _seeds(panel: Any, policy: Policy, metric: str, colour: str, marker: str) -> list[tuple[float, float]]:
+    """Draw a point for every seed with valid numbers, where there are several, and return the points."""
     factor = names.scale(metric)
-    found = []
+    found: list[tuple[float, float]] = []
     for cell in policy.cells if len(policy.cells) > 1 else ():
         both = [cell.metrics[name].values for name in (KL, metric) if name in cell.metrics]
         if len(both) == 2 and all(np.isfinite(values).any() for values in both):
-            found.append((np.nanmean(both[0]), factor * np.nanmean(both[1])))
+            found.append((float(np.nanmean(both[0])), factor * float(np.nanmean(both[1]))))
     if found:
         panel.plot(*zip(*found), marker, color=colour, markersize=2, markeredgewidth=0, alpha=0.45, zorder=2.5)
+    return found

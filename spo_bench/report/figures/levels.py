@@ -10,6 +10,7 @@ from typing import Any
 from matplotlib.lines import Line2D
 
 from .. import names
+from ..entries import interval_text, level_decimals, level_ends
 from ..grid import number
 from ..measure import Level
 from ..tables import Numbers
@@ -57,12 +58,15 @@ def draw(numbers: Numbers) -> list[Drawing]:
 
 
 def _texts(found: Sequence[Level], metric: str) -> list[str]:
-    """Return value ± half the width of the interval; the value alone where there is no interval."""
-    factor = names.scale(metric)
-    halves = [factor * (level.high - level.low) / 2 for level in found]
-    digits = names.decimals(halves)
-    values = [number(factor * level.value, digits).replace("-", "−") for level in found]
-    return [f"{value} ± {number(half, digits)}" if math.isfinite(half) else value for value, half in zip(values, halves)]
+    """Return values with their intervals, as tables show them."""
+    digits = level_decimals(found, metric)
+    return [level_text(level, metric, digits) for level in found]
+
+
+def level_text(level: Level, metric: str, digits: int) -> str:
+    """Return a value with its interval; the value alone where there is no interval."""
+    interval = interval_text(level, metric, digits).replace("±", "± ")
+    return f"{number(names.scale(metric) * level.value, digits)} {interval}".strip().replace("-", "−")
 
 
 def _paint(
@@ -75,6 +79,7 @@ def _paint(
             panel.axvspan(factor * sft.low, factor * sft.high, color=QUIET, alpha=0.13, linewidth=0, zorder=0)
     for (policy, level), rung in zip(trained, rungs):
         colour, marker, fill = LOOKS[policy.role]
-        panel.plot([factor * level.low, factor * level.high], [rung.at] * 2, color=colour, linewidth=1.1, solid_capstyle="butt")
+        ends = [factor * end for end in level_ends(level, metric)]
+        panel.plot(ends, [rung.at] * 2, color=colour, linewidth=1.1, solid_capstyle="butt")
         panel.plot(factor * level.value, rung.at, marker, color=colour, markerfacecolor=fill, markersize=3.6, markeredgewidth=0.9)
     scale(panel, plot, axis_title(metric, trained[0][1].higher_is_better))

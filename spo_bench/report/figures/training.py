@@ -25,6 +25,8 @@ QUANTITIES = {
     "rejected_logratio": "Rejected log-ratio",
 }
 """What train.jsonl holds -> what a panel calls it; shares lie between 0 and 1, log-ratios stand on one scale."""
+FROM_STEP_1 = ("reward_accuracy",)
+"""Quantities that are rounding noise at step 0, where the policy is the reference and every margin is 0."""
 ABREAST = 4
 """Methods side by side; more are drawn in further figures."""
 MOST_FIGURES = 5
@@ -78,7 +80,8 @@ def _draw(results: Results, place: Place, own: Sequence[Policy], families: Seque
     several = max(len(one.cells) for one in mine.values()) > 1
     band = "mean over seeds, the band from the lowest to the highest" if several else "one seed"
     left = left_out(len(mine) - len(lines), "variant")
-    caption = f"Training on {place_title(results, place)}: {band}; smoothed over a twentieth of the steps.{left}{note}"
+    begin = " Reward accuracy is drawn from step 1: before it the policy is the reference." if {*shown} & {*FROM_STEP_1} else ""
+    caption = f"Training on {place_title(results, place)}: {band}; smoothed over a twentieth of the steps.{begin}{left}{note}"
     model = [short_model(place[0])] if len({cell.model for cell in results.done}) > 1 else []
     name = "-".join(["training", place[1], *model, *([str(part + 1)] if part else [])])
     return finish(re.sub(r"[^\w.-]+", "_", name), caption, sheet.figure)
@@ -101,6 +104,8 @@ def _curves(policy: Policy) -> dict[str, _Curve]:
 def _series(log: Sequence[Mapping[str, Any]], key: str) -> tuple[_Array, _Array]:
     """Return the steps that have a number, and the numbers, smoothed over a twentieth of them."""
     known = [(row["step"], row[key]) for row in log if row.get(key) is not None and math.isfinite(row[key])]
+    if key in FROM_STEP_1:
+        known = [pair for pair in known if pair[0] > 0]
     steps, values = (np.array([pair[i] for pair in known], dtype=np.float64) for i in (0, 1))
     width = max(1, len(known) // 20)
     if width > 1:

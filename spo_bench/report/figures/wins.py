@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -15,11 +14,10 @@ from matplotlib.patches import Patch
 
 from spo_bench.engine.collect import WIN_RATES
 
-from .. import names
-from ..grid import number
-from ..measure import Level
+from ..entries import level_decimals
 from ..tables import Numbers
 from .ladders import Ladder, Rung, draw_ladders, ladder
+from .levels import level_text
 from .policies import Policy, level_of, levels_of, of_plain_data, place_title, policies, what_intervals_are
 from .style import INK, QUIET, SPO, Drawing, plain, widest
 
@@ -55,7 +53,12 @@ def draw(numbers: Numbers) -> list[Drawing]:
         for opponent in opponents
         if (level := level_of(levels[opponent], one)) is not None
     }
-    texts = {key: _text(level) for key, level in rates.items()}
+    digits = {
+        one: level_decimals([level for key, level in rates.items() if key[2] == one], WIN_RATES[one])
+        for one in levels
+        if one in WIN_RATES
+    }
+    texts = {key: level_text(level, WIN_RATES[key[2]], digits[key[2]]) for key, level in rates.items()}
     heads = [plain(_OPPONENTS.get(one, f"against {one}")) for one in opponents]
     beside = _SPACE + widest([*texts.values()]) + _GAP
     width = len(opponents) * max(_BAR + beside, widest(heads) + _GAP) - _GAP
@@ -83,7 +86,7 @@ def outcomes(policy: Policy) -> _Counts:
         if path.exists():
             with path.open(encoding="utf-8") as lines:
                 for opponent, outcome in filter(None, map(_verdict, lines)):
-                    found.setdefault(opponent, Counter())[_FELL[outcome]] += 1
+                    found.setdefault(opponent, Counter())[_FELL.get(outcome, "invalid")] += 1
     return found
 
 
@@ -98,13 +101,6 @@ def _verdict(line: str) -> tuple[str, str] | None:
         return None
     row = json.loads(line)
     return str(row["opponent"]), str(row["outcome"])
-
-
-def _text(level: Level) -> str:
-    """Return the win rate in percent, ± half the width of its interval where there is one."""
-    half = 100 * (level.high - level.low) / 2
-    digits = names.decimals([half])
-    return number(100 * level.value, digits) + (f" ± {number(half, digits)}" if math.isfinite(half) else "")
 
 
 def _paint(

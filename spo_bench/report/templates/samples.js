@@ -62,7 +62,9 @@ if (samplesSection) (async () => {
         }
       }
     }
-    const titles = { gain: "gains", loss: "losses", same: "same", none: "not comparable" };
+    const titles = { gain: "gains", loss: "losses", same: "same", none: "not comparable" }, one = { gain: "gain", loss: "loss" };
+    const counted = Object.keys(titles).filter(kind => kind !== "none" || outcomes[kind]);
+    at("sample-scope").textContent += `: ${counted.map(kind => `${(outcomes[kind] || 0).toLocaleString("en")} ${(outcomes[kind] === 1 && one[kind]) || titles[kind]}`).join(", ")}`;
     refill(at("pick-outcome"), [new Option(`any (${items.length})`, ""), ...Object.keys(titles).map(kind => new Option(`${titles[kind]} (${outcomes[kind] || 0})`, kind))]);
     const groups = [...verdicts].map(([opponent, counts]) => {
       const group = make("optgroup");
@@ -87,8 +89,8 @@ if (samplesSection) (async () => {
     shown = items.filter(item => (!outcome || outcomeOf(item.gain) === outcome)
       && (!kind || kinds((item.sides[1].verdicts[opponent] || [])[item.i]).includes(kind))
       && (!words || [item.book.prompt.text[item.at], ...item.sides.map(side => side.answer.text[item.i])].some(text => text.toLowerCase().includes(words))));
-    const sign = { gain: -1, loss: 1 }[order];
-    if (sign) shown.sort((a, b) => (a.gain === null) - (b.gain === null) || sign * (a.gain - b.gain));
+    const rank = { "": item => -Math.abs(item.gain), gain: item => -item.gain, loss: item => item.gain }[order];
+    if (rank) shown.sort((a, b) => (a.gain === null) - (b.gain === null) || rank(a) - rank(b));
     turn(typeof then === "number" ? then : 0);
   }
 
@@ -112,7 +114,7 @@ if (samplesSection) (async () => {
     button.append(make("span", "say", book.prompt.text[item.at].slice(0, 300)));
     if (several) side.append(make("span", "tag from", [part.model, part.task, part.names[1], `seed ${part.seed}`].filter((_, k) => k > 1 || !selects[FIELDS[k]].parentNode.hidden).join(" · ")));
     const before = item.sides[0].metrics[part.headline], after = item.sides[1].metrics[part.headline], metric = part.metrics[part.headline];
-    const delta = gain === null ? "not comparable" : `Δ ${metric[0]} ${shownNumber(after[item.i] - before[item.i], metric, true)}`;
+    const delta = gain === null ? "not comparable" : `Δ ${metric[0]} ${shownNumber(after[item.i] - before[item.i], item, part.headline, true)}`;
     side.append(make("span", `tag delta ${outcomeOf(gain)}`, delta));
     button.append(side);
     button.addEventListener("click", () => toggle(line));

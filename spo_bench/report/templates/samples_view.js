@@ -10,12 +10,23 @@ const OUTCOMES = { a: "win", tie: "tie", b: "loss", invalid: "invalid" };
 const outcomeOf = gain => gain === null ? "none" : gain > 0 ? "gain" : gain < 0 ? "loss" : "same";
 const disagree = verdict => new Set(verdict[2].map(order => order.verdict).filter(Boolean)).size > 1;
 
-const shownNumber = (value, [, share, scale], sign = false) => {
-  if (value === null || value === undefined) return "–";
-  const x = value * scale, size = Math.abs(x);
-  const digits = Number.isInteger(x) ? 0 : share || size >= 100 ? 1 : size < 0.1 ? 3 : 2;
-  return (sign && x > 0 ? "+" : "") + x.toFixed(digits).replace("-", "−");
+// Numbers of one metric have the same digits; a difference that these would hide is shown to its first.
+const digitsFor = (values, share = false) => {
+  const known = values.filter(value => value !== null && value !== undefined);
+  const size = known.reduce((most, value) => Math.max(most, Math.abs(value)), 0);
+  return known.every(Number.isInteger) ? 0 : share || size >= 100 ? 1 : size < 0.1 ? 3 : 2;
 };
+const digitsOf = ({ part, sides }, name) => {
+  const [, share, scale] = part.metrics[name];
+  sides.digits ??= {};
+  return sides.digits[name] ??= digitsFor(sides.flatMap(side => side.metrics[name] || []).map(value => value === null ? null : value * scale), share);
+};
+const decimal = (x, digits, sign = false) => {
+  const text = x !== 0 && Number(x.toFixed(digits)) === 0 ? String(Number(x.toPrecision(1))) : x.toFixed(digits);
+  return (sign && x > 0 ? "+" : "") + text.replaceAll("-", "−");
+};
+const shownNumber = (value, item, name, sign = false) =>
+  value === null || value === undefined ? "–" : decimal(value * item.part.metrics[name][2], digitsOf(item, name), sign);
 
 // Ranges of words that one text has and the other has not, by their longest common subsequence; null where that is too long to find.
 const differences = (left, right) => {
@@ -80,8 +91,8 @@ const metricsTable = item => {
     const values = sides.map(side => side.metrics[name] ? side.metrics[name][i] : null);
     if (values.every(value => value === null)) continue;
     const row = body.insertRow();
-    row.append(make("td", "", metric[0]), ...values.map(value => make("td", "num", shownNumber(value, metric))));
-    row.append(make("td", "num", values.includes(null) ? "–" : shownNumber(values[1] - values[0], metric, true)));
+    row.append(make("td", "", metric[0]), ...values.map(value => make("td", "num", shownNumber(value, item, name))));
+    row.append(make("td", "num", values.includes(null) ? "–" : shownNumber(values[1] - values[0], item, name, true)));
   }
   const frame = make("div", "scroll");
   frame.append(table);
@@ -99,7 +110,10 @@ const verdictLines = item => {
     if (score !== null && ![0, 0.5, 1].includes(score)) line.append(` score ${score.toFixed(2)}`);
     if (disagree(verdict)) line.append(" ", make("span", "badge", "orders disagree"));
     const numbers = orders.length === 1 && "a" in orders[0] ? orders[0] : null;
-    if (numbers) line.append(` ${numbers.a ?? "–"} against ${numbers.b ?? "–"}`.replaceAll(" -", " −"));
+    if (numbers) {
+      const both = [numbers.a, numbers.b], digits = digitsFor(both);
+      line.append(` ${both.map(x => x === null || x === undefined ? "–" : decimal(x, digits)).join(" against ")}`);
+    }
     if (reason) line.append(` – ${reason}`);
     box.append(line);
     if (!numbers) for (const order of orders) box.append(orderLine(order, part.names[s], OPPONENTS[opponent] || opponent));
@@ -127,7 +141,7 @@ const sampleDetail = (item, view) => {
   const differing = view.words ? differences(sides[0].answer.text[i], sides[1].answer.text[i]) : [[], []];
   whole.append(answer("prompt", "Prompt", "", book.prompt, at, [], marked));
   sides.forEach((side, s) => {
-    const value = heads && side.metrics[part.headline] ? `${heads[0]} ${shownNumber(side.metrics[part.headline][i], heads)}` : "";
+    const value = heads && side.metrics[part.headline] ? `${heads[0]} ${shownNumber(side.metrics[part.headline][i], item, part.headline)}` : "";
     const facts = [value, ended(side, i)].filter(Boolean).join(" · ");
     both.append(answer(s ? "spo" : "base", part.names[s], facts, side.answer, i, side.key[i], marked, differing ? differing[s] : []));
   });
