@@ -167,7 +167,7 @@ def test_missing_is_two_dashes_and_never_zero(tmp_path):
     out = make_run(tmp_path, tasks=(task,), methods=("dpo",), seeds=(0,), steps=2, failed=((task, "dpo", True, 0),))
     write_report(out)
     line = next(row for row in table(out, "main", "md").splitlines() if "dpo +SPO" in row)
-    assert line == "| dpo +SPO | -- | -- | -- |"
+    assert line == "| dpo +SPO | -- | -- | -- | -- |"
     assert comparisons(out, kind="spo") == []
     page = (out / "report.html").read_text(encoding="utf-8")
     assert "says nothing about SPO: no baseline and SPO twin were both finished" in page
@@ -235,8 +235,8 @@ def test_without_a_judge_the_headline_is_implicit_accuracy_and_the_caption_says_
     without_metrics(out, *JUDGING)
     write_report(out)
     whole = json.loads(table(out, "main", "json"))
-    metrics = [column["key"].partition(":")[2] for column in whole["columns"][2:]]
-    assert metrics == ["implicit_accuracy", "implicit_accuracy difference", "length"]
+    metrics = [column["key"].rpartition(":")[2] for column in whole["columns"][2:]]
+    assert metrics == ["implicit_accuracy", "implicit_accuracy difference", "length", "seconds"]
     words = "Nothing judges the answers (no known reward, judge or reward model)"
     assert words in whole["caption"]
     assert words in verdict_box(out)
@@ -247,7 +247,7 @@ def test_without_anything_to_judge_by_length_is_shown_once(tmp_path):
     without_metrics(out, *JUDGING, "implicit_accuracy")
     write_report(out)
     whole = json.loads(table(out, "main", "json"))
-    assert [column["key"] for column in whole["columns"][2:]] == ["controlled_dialogue:length"]
+    assert [column["key"] for column in whole["columns"][2:]] == ["controlled_dialogue:length", "seconds"]
     assert "Nothing judges the answers" in whole["caption"]
 
 

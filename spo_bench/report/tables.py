@@ -98,7 +98,8 @@ def _places(some: Iterable[T]) -> dict[T, int]:
 
 
 def main(numbers: Numbers, bold: Bold = "best") -> Table:
-    """Return the results table: model › method › +SPO, and for each task its headline metrics, Δ to the own baseline, length.
+    """Return the results table: model › method › +SPO, for each task its headline metrics, Δ to the own baseline and length, and
+    what a training takes.
 
     ``bold``: "best" marks the best and the second of each block, "undominated" all that are not significantly worse than the
     best (``measure.undominated``).
@@ -129,6 +130,12 @@ def main(numbers: Numbers, bold: Bold = "best") -> Table:
         if any("length" in cell.metrics for cells in own for cell in cells if cell.done):
             columns.append(Column("length", "Length", task))
             sides.append(length_entries(numbers, first))
+    times = [_mean_scalars(cells).get("seconds", math.nan) for cells in rows.values()]
+    timed = any(map(math.isfinite, times))
+    if timed:
+        columns.append(Column("seconds", names.title("seconds"), "", "down"))
+        trained = [cells[0].method != SFT for cells in rows.values()]
+        sides.append([one if own else quiet(one) for own, one in zip(trained, (plain_entry(time, "seconds") for time in times))])
     heads = [[model_entry(model), text_entry(name)] for model, name in rows]
     body = [[*head, *(side[i] for side in sides)] for i, head in enumerate(heads)]
     headline = headline_names(results)
@@ -143,6 +150,7 @@ def main(numbers: Numbers, bold: Bold = "best") -> Table:
     caption = [
         *short[:-1],
         *answer_notes(results),
+        *(["Train s: mean seconds of a training where it ran, over tasks and seeds; the table cost has more."] if timed else []),
         *_fewer_seeds(rows),
         *holdout_notes(results),
         *tests,
