@@ -23,9 +23,10 @@ EVIL = "loss is NaN \x00\x1b[31m <script>alert('x')</script> & ]]> \ud800 \ufffe
 
 
 def spo_bench(*words, cwd: Path, **env):
+    own = {key: value for key, value in os.environ.items() if key != "COLUMNS"}  # pytest's workers say 80
     return subprocess.run(
         [sys.executable, "-c", "from spo_bench.cli.main import main; main()", *map(str, words)],
-        cwd=cwd, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), **env},
+        cwd=cwd, capture_output=True, text=True, env={**own, "PYTHONPATH": str(Path(__file__).parents[1]), **env},
     )  # fmt: skip
 
 
