@@ -304,12 +304,19 @@ def test_encoder_reward_models_keep_their_marks_and_segments(tmp_path):
 
 
 def _dies_once(work: Work) -> None:
-    mark = Path(work.local["marks"]) / work.config["name"]
-    if work.config["name"] in work.local["deadly"] or (work.config["name"] in work.local["shaky"] and not mark.exists()):
-        mark.write_text("x")
-        time.sleep(0.3)
+    """The first time two stages run side by side: the one named in `dies` waits until the other is there, and kills its own
+    process; the other waits to be taken down with it. Later a stage of `deadly` dies again, any other finishes.
+    """
+    marks, name = Path(work.local["marks"]), work.config["name"]
+    beside, first = work.local["beside"][name], not (marks / name).exists()
+    (marks / name).write_text("x")
+    if name in work.local["dies"] and first:
+        while not (marks / beside).exists():
+            time.sleep(0.01)
+    elif first:
+        time.sleep(120)
+    if (name in work.local["dies"] and first) or name in work.local["deadly"]:
         os.kill(os.getpid(), signal.SIGKILL)
-    time.sleep(1.5)  # longer than a slow machine takes to start the deadly one
     (work.out / "x").write_text("x")
 
 
@@ -333,7 +340,8 @@ class Told:
 def test_a_killed_worker_fails_only_the_stage_that_kills_it(tmp_path, monkeypatch):
     """One stage always kills its process, one only the first time; two run beside them. Only the first fails."""
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])]))
-    local = {"marks": str(tmp_path), "deadly": ["deadly"], "shaky": ["shaky"]}
+    beside = {"deadly": "one", "one": "deadly", "shaky": "two", "two": "shaky"}
+    local = {"marks": str(tmp_path), "deadly": ["deadly"], "dies": ["deadly", "shaky"], "beside": beside}
     stages = [Stage("test", 1, {"name": name}, {}, local) for name in ("deadly", "one", "shaky", "two")]
     told = Told()
     monkeypatch.setattr("spo_bench.engine.local.execute", registry.execute)
