@@ -179,4 +179,5 @@ if (samplesSection) (async () => {
   });
 
   if (!await follow()) await choose();
-})();
+})().finally(() => setTimeout(loadPictures));
+else addEventListener("load", loadPictures);

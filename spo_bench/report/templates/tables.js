@@ -62,8 +62,9 @@ for (const frame of document.querySelectorAll(".scroll")) {
   new ResizeObserver(look).observe(frame);
 }
 
-// Pictures wait until the page is there, but not until somebody scrolls: what was never seen would be missing on paper.
-addEventListener("load", () => setTimeout(() => { for (const image of document.images) image.loading = "eager"; }));
+// Pictures wait until the page and its samples are there, but not until somebody scrolls: what was never seen would be missing
+// on paper.
+const loadPictures = () => { for (const image of document.images) image.loading = "eager"; };
 
 // Copying: pages opened from a file may not use the clipboard, so a selection is the way that always works.
 for (const button of document.querySelectorAll("button[data-copy]")) {
