@@ -11,21 +11,24 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from spo_bench.engine.collect import SCHEMA_VERSION, cell_record, failed_audits, judge_audits, write_cell
-from spo_bench.engine.local import Watcher, run_stages, unique_in_order
+from spo_bench.engine.collect import SCHEMA_VERSION, cell_record, failed_audits, is_written, judge_audits, write_cell
+from spo_bench.engine.local import Engine, Watcher, cores_here, unique_in_order
 from spo_bench.errors import InputError, Interrupted
-from spo_bench.files import read_json, write_json, write_jsonl
+from spo_bench.files import read_json, read_jsonl, write_json, write_jsonl
+from spo_bench.garbage import few_collections
 from spo_bench.judging.store import FILE, spent_from
 from spo_bench.matrix.cells import Cell, expand
 from spo_bench.matrix.evaluation import Place
 from spo_bench.matrix.load import load_spec
 from spo_bench.matrix.spec import Spec
+from spo_bench.models.source import EMBEDDED
 from spo_bench.stages.audit import check_dropped
 from spo_bench.stages.base import Stage
 from spo_bench.store.artifacts import HashCache, Store
 from spo_bench.store.provenance import provenance
 
 STORE_VARIABLE = "SPO_BENCH_STORE"
+CORES_A_JOB = 4  # what a stage of a real model has good use for; beyond that its small products share cores badly
 
 
 class Quiet:
@@ -99,6 +102,25 @@ def choose_device(wanted: str) -> str:
     )
 
 
+def choose_jobs(wanted: int | str, spec: Spec, device: str) -> int:
+    """Return how many stages run at a time, for a number or "auto".
+
+    Auto is one a core where only the embedded model is run, whose products are too small for cores to share; one a few cores for
+    other models; and one on a GPU. Memory may allow fewer at a time (``engine.memory``).
+
+    Raises:
+        InputError: neither a number above 0 nor "auto".
+    """
+    if str(wanted).isdecimal() and int(wanted) > 0:
+        return int(wanted)
+    if wanted != "auto":
+        raise InputError(f"--jobs {wanted}", "at least one stage runs at a time", "give --jobs 1 or more, or --jobs auto")
+    if choose_device(device) != "cpu":
+        return 1
+    small = all(model.path == EMBEDDED for model in spec.models)
+    return cores_here() if small else max(1, cores_here() // CORES_A_JOB)
+
+
 def cells_of(
     spec: Spec, store: Path, device: str, offline: bool = False, tasks_dirs: Sequence[str] = (), purse: str = ""
 ) -> list[Cell]:
@@ -126,19 +148,21 @@ def run(
     *,
     store: str | Path | None = None,
     device: str = "auto",
-    jobs: int = 1,
+    jobs: int | str = 1,
+    memory: float | None = None,
     offline: bool = False,
     tasks_dirs: Sequence[str] = (),
     watch: Callable[[Sequence[Cell], Sequence[Stage]], AbstractContextManager[Watcher]] = unwatched,
 ) -> Finished:
-    """Run a matrix and write its report.
+    """Run a matrix and write its report. A run that is finished already, of the same spec and by the same code, stays as it is.
 
     Args:
         spec: a preset's name, a YAML file, a mapping, or a loaded spec; None is the embedded default.
         out: the run's directory; default ``results/NAME``. A run in the same directory is continued.
         store: where artifacts are kept; default $SPO_BENCH_STORE or ~/.cache/spo-bench.
         device: "auto", "cpu" or "cuda[:i]".
-        jobs: how many stages run side by side.
+        jobs: how many stages run side by side, where memory allows; or "auto".
+        memory: bytes that stages side by side may take by estimate; None: what is free. One stage always may run.
         offline: never ask a hub.
         tasks_dirs: further folders of task plugins.
         watch: (cells, stages to make) -> context of the watcher that is told of every stage.
@@ -147,14 +171,14 @@ def run(
         InputError: what was given cannot be used; nothing has been written to ``out``.
         Interrupted: stopped by the user; the same call goes on where it stopped.
     """
-    if jobs < 1:
-        raise InputError(f"jobs {jobs}", "at least one stage runs at a time", "give --jobs 1 or more")
     started = time.time()
     loaded = load_spec(spec, tasks_dirs=tasks_dirs)
+    together = choose_jobs(jobs, loaded, device)
     target = Path(out or Path("results") / loaded.name)
     artifacts = Store(Path(store) if store else default_store())
     purse = purse_of(target) or uuid.uuid4().hex
-    cells = cells_of(loaded, artifacts.root, device, offline, tasks_dirs, purse)
+    with few_collections():
+        cells = cells_of(loaded, artifacts.root, device, offline, tasks_dirs, purse)
 
     for name, place in (("out", target), ("store", artifacts.root)):
         check_writable(name, place)
@@ -165,22 +189,39 @@ def run(
         if artifacts.to_retry(stage.kind, stage.key):  # its valid verdicts are kept as replies, so only the others are asked for
             artifacts.remove(stage.kind, stage.key)
     missing = [stage for stage in unique_in_order(wanted) if not stage.done(artifacts)]
-    with watch(cells, missing) as watcher:
-        failures = _data(cells, artifacts, watcher)
-        return _rest(loaded, target, cells, artifacts, failures, jobs, watcher, len(missing), started, purse)
+    with watch(cells, missing) as watcher, Engine(artifacts, together, watcher, memory) as engine:
+        if not missing and _is_finished(loaded, target, cells, artifacts):
+            return Finished(target, len(cells), len(cells), {}, 0, time.time() - started)
+        failures = _data(cells, artifacts, engine)
+        return _rest(loaded, target, cells, artifacts, failures, engine, len(missing), started, purse)
 
 
-def _data(cells: Sequence[Cell], store: Store, watcher: Watcher) -> dict[str, str]:
+def _is_finished(spec: Spec, target: Path, cells: Sequence[Cell], store: Store) -> bool:
+    """Say whether a run's directory holds all this run would write: then nothing in it is touched, least of all when and by
+    what its numbers were made.
+    """
+    from spo_bench.report import is_current
+
+    try:
+        record, lines = read_json(target / "run.json"), list(read_jsonl(target / "cells.jsonl"))
+    except (OSError, ValueError):
+        return False
+    same = record["status"] == "done" and record["spec"] == spec.model_dump(mode="json") and record["store"] == str(store.root)
+    same = same and lines == [cell_record(cell, {}) for cell in cells] and all(is_written(target, cell) for cell in cells)
+    return same and is_current(target)
+
+
+def _data(cells: Sequence[Cell], store: Store, engine: Engine) -> dict[str, str]:
     """Make every task's data, and refuse the run where it may not be used; return key -> reason of what failed."""
     data = list({cell.stages["data"].key: cell.stages["data"] for cell in cells}.values())
-    failures = run_stages(data, store, 1, watcher)
+    failures = engine.run(data)
     for stage in data:
         if stage.done(store):
             check_dropped(stage.path(store), stage.local["max_dropped"])
     # What the data axes make of it, where no model has to be asked: a domain that is not there is found before any training.
     views = [cell.stages["rows"] for cell in cells if "rows" in cell.stages]
     ready = [view for view in views if view.inputs.keys() <= {"data", "model"} and view.inputs["data"].done(store)]
-    return {**failures, **run_stages(ready, store, 1, watcher)}
+    return {**failures, **engine.run(ready)}
 
 
 def _rest(
@@ -189,8 +230,7 @@ def _rest(
     cells: Sequence[Cell],
     store: Store,
     failures: Mapping[str, str],
-    jobs: int,
-    watcher: Watcher,
+    engine: Engine,
     made: int,
     started: float,
     purse: str,
@@ -208,7 +248,7 @@ def _rest(
     write_json(target / "run.json", record)
     try:
         wanted = [stage for cell in cells for stage in cell.stages.values()]
-        failures = {**failures, **run_stages(wanted, store, jobs, watcher)}
+        failures = {**failures, **engine.run(wanted)}
         return _finish(target, cells, store, failures, record, made, started)
     except BaseException as error:
         write_json(target / "run.json", {**record, "status": "interrupted" if isinstance(error, Interrupted) else "failed"})

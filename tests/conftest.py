@@ -103,46 +103,9 @@ def here(monkeypatch, tmp_path, capsys) -> Callable[..., tuple[int, str, str]]:
     return run
 
 
-def tiny_model(kind: str = "llama", vocabulary: int = 61, **changes):
-    """A small randomly initialised causal language model of an architecture."""
-    from transformers import (
-        GPT2Config,
-        GPT2LMHeadModel,
-        GPTNeoXConfig,
-        GPTNeoXForCausalLM,
-        LlamaConfig,
-        LlamaForCausalLM,
-        Qwen2Config,
-        Qwen2ForCausalLM,
-    )
+def tiny_model(kind: str = "llama", vocabulary: int = 61) -> Any:
+    """A small randomly initialised causal language model of an architecture, with room for long sequences."""
+    from tiny_models import build
 
-    torch.manual_seed(0)
-    rotary: dict = dict(
-        vocab_size=vocabulary,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        initializer_range=0.2,
-    )
-    build = {
-        "llama": lambda: LlamaForCausalLM(LlamaConfig(**rotary, num_key_value_heads=2, **changes)),
-        "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**rotary, num_key_value_heads=2, **changes)),
-        "gpt_neox": lambda: GPTNeoXForCausalLM(GPTNeoXConfig(**rotary, **changes)),
-        "gpt2": lambda: GPT2LMHeadModel(
-            GPT2Config(
-                vocab_size=vocabulary,
-                n_embd=32,
-                n_layer=2,
-                n_head=4,
-                initializer_range=0.2,
-                resid_pdrop=0,
-                embd_pdrop=0,
-                attn_pdrop=0,
-                **changes,
-            )
-        ),
-    }
-    model = build[kind]()
-    model.config._attn_implementation = "sdpa"
-    return model.eval()
+    room = {"n_positions": 1024} if kind == "gpt2" else {"max_position_embeddings": 2048}
+    return build(kind, vocab_size=vocabulary, pad_token_id=None, **room)

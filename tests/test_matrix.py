@@ -127,7 +127,8 @@ def test_baseline_and_twin_see_the_same(finished):
 
 
 def test_shared_stages_are_made_once(finished):
-    """7 cells, of which 6 trained: one sft, one reward model, one reference, one pass over mismatched pairs, 7 generations."""
+    """7 cells, of which 6 trained: one sft, one reward model, one reference, one pass over mismatched pairs, 7 generations; the
+    degraded copies of two SPO variants, each for both methods."""
     counts = {
         kind.name: sum((a / "DONE").is_file() for a in kind.iterdir())
         for kind in finished[1].iterdir()
@@ -135,7 +136,7 @@ def test_shared_stages_are_made_once(finished):
     }
     assert counts == {
         "tokenizer": 1, "model": 1, "data": 1, "sft": 1, "reward_model": 1, "reference": 1, "mismatched": 1,
-        "train": 6, "generate": 7, "score": 7, "reward": 7, "judge": 1 + 6 * 2 + 4,
+        "copies": 2, "train": 6, "generate": 7, "score": 7, "reward": 7, "judge": 1 + 6 * 2 + 4,
     }  # fmt: skip
 
 
@@ -160,6 +161,29 @@ def test_plan_tells_done_missing_and_stale_with_the_reason(finished):
     assert "config.settings.learning_rate: 0.0001 → 0.0002" in train.why
     sft = next(s for (_, name), s in states.items() if name == "sft")
     assert sft.state == "done"
+
+
+def files_of(run: Path) -> dict[str, int]:
+    return {str(path.relative_to(run)): path.stat().st_mtime_ns for path in run.rglob("*") if not path.is_symlink()}
+
+
+def test_a_finished_run_is_left_as_it_is(finished, tmp_path):
+    """The same spec again touches no file; a picture that is gone, or another spec, makes the report anew."""
+    run, store = tmp_path / "run", finished[1]
+    spec = {**SMALL, "methods": ["dpo"], "spo": [False, True]}
+    first = spo_bench.run(spec, run, store=store)
+    before = files_of(run)
+    again = spo_bench.run(spec, run, store=store)
+    assert (again.cells, again.done, again.made) == (first.cells, first.done, 0)
+    assert files_of(run) == before
+    picture = next((run / "figures").glob("*.svg"))
+    picture.unlink()
+    spo_bench.run(spec, run, store=store)
+    assert picture.is_file()
+    now = files_of(run)
+    spo_bench.run({**spec, "spo": [False]}, run, store=store)
+    assert files_of(run)["report.html"] != now["report.html"]
+    assert len(list(read_jsonl(run / "cells.jsonl"))) == 2
 
 
 def test_jobs_give_the_same_metrics(finished, tmp_path):

@@ -295,7 +295,7 @@ def test_encoder_reward_models_keep_their_marks_and_segments(tmp_path):
     prompt = [{"role": "user", "content": "a b c d a b c d a b c d"}]
     short = encode(tokenizer, prompt, "e f", 8)
     assert tokenizer.convert_ids_to_tokens(short.ids) == ["[CLS]", "b", "c", "d", "[SEP]", "e", "f", "[SEP]"]
-    assert short.segments == [0, 0, 0, 0, 0, 1, 1, 1]
+    assert short.segments == (0, 0, 0, 0, 0, 1, 1, 1)
     items = [(prompt, "e f"), ([{"role": "user", "content": "a"}], "g")]
     together = score_answers(model, tokenizer, items, CPU, 64)
     for (messages, answer), score in zip(items, together, strict=True):

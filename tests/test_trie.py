@@ -8,6 +8,7 @@ import torch
 from conftest import MODELS, tiny_model
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.linalg import block_diag
 
 from spo_bench.training.forward import hidden_states, pool, response_sums, token_log_probs
 from spo_bench.training.probe import trie_obstacle
@@ -50,15 +51,15 @@ def test_shared_rows_hold_each_distinct_prefix_once(prompt, completions):
 def test_mask_is_ancestry_within_a_row_and_nothing_across(rows):
     built = [build_row(p, [Response(np.array(c)) for c in cs]) for p, cs in rows]
     batch = pack(built)
-    mask, width = batch.mask()[:, 0].numpy(), batch.ends.shape[1]
-    places = np.split(batch.cells.numpy(), np.cumsum([row.size for row in built])[:-1])
-    for row, own in zip(built, places, strict=True):
-        line = own[0] // width
-        visible = mask[line][own % width]
-        assert (visible[:, own % width] == naive_mask(row)).all()
-        others = np.setdiff1d(np.arange(width), own % width)
-        assert not visible[:, others].any()
-    assert mask.any(-1).all(), "a place without a node must see itself, or its softmax is NaN"
+    seen, times = np.zeros((len(batch.tokens),) * 2, bool), np.zeros(len(batch.tokens), int)
+    for block in batch.sight.blocks:
+        for nodes, sources, bias, present in zip(*(part.numpy() for part in vars(block).values()), strict=True):
+            assert (bias == 0).any(-1).all(), "a query that sees nothing has a softmax of NaN"
+            times[nodes[present]] += 1
+            queries, keys = np.nonzero((bias == 0) & present[:, None])
+            seen[nodes[queries], sources[keys]] = True
+    assert (times == 1).all()
+    assert (seen == block_diag(*(naive_mask(row) for row in built)).astype(bool)).all()
 
 
 def test_a_row_needs_tokens():
@@ -134,7 +135,7 @@ def test_log_probs_are_those_of_the_plain_model():
 def test_chunked_head_equals_one_chunk(monkeypatch):
     model = tiny_model()
     whole = numbers(model, True)
-    monkeypatch.setattr("spo_bench.training.forward.CHUNK_ELEMENTS", 61 * 3)
+    monkeypatch.setattr("spo_bench.training.logprobs.CHUNK_ELEMENTS", 61 * 3)
     chunked = numbers(model, True)
     assert torch.allclose(whole[0], chunked[0], atol=1e-6)
     assert torch.allclose(whole[3], chunked[3], atol=1e-4 * float(whole[3].abs().max()))
@@ -150,24 +151,14 @@ def test_sums_and_counts():
 
 def test_probe_accepts_what_works_and_names_what_does_not():
     assert all(trie_obstacle(tiny_model(kind), 64) is None for kind in MODELS)
-    from transformers import MistralConfig, MistralForCausalLM
+    from transformers import MambaConfig, MambaForCausalLM
 
-    narrow = MistralForCausalLM(
-        MistralConfig(
-            vocab_size=61,
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=1,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            sliding_window=8,
-        )
-    )
-    assert "window of 8 tokens" in trie_obstacle(narrow, 64)
+    recurrent = MambaForCausalLM(MambaConfig(vocab_size=61, hidden_size=32, num_hidden_layers=1, state_size=4))
+    assert "trie" in trie_obstacle(recurrent, 64)
 
 
 def test_probe_finds_a_model_that_ignores_the_mask(monkeypatch):
     model = tiny_model()
     inner = model.model.forward
-    monkeypatch.setattr(model.model, "forward", lambda *a, attention_mask=None, **k: inner(*a, attention_mask=None, **k))
+    monkeypatch.setattr(model.model, "forward", lambda *a, trie=None, **k: inner(*a, **k))
     assert "off by" in trie_obstacle(model, 64)

@@ -8,9 +8,12 @@ widened for it.
 from __future__ import annotations
 
 import copy
+import importlib
 import math
-from dataclasses import dataclass, field
+import sys
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,6 +35,10 @@ PINNED = "1.16.0"
 pytest.importorskip("trl", reason="trl, the extra `bench`, is not installed")
 if version("trl") != PINNED:
     pytest.skip(f"trl {version('trl')} is installed, these numbers are of {PINNED}", allow_module_level=True)
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+trl_side = importlib.import_module("trl_side")
+sys.path.pop(0)
 
 pytestmark = [pytest.mark.real, pytest.mark.filterwarnings("ignore::FutureWarning"), pytest.mark.usefixtures("_quiet_and_alone")]
 
@@ -158,27 +165,9 @@ def trl_trainer(kind, rows, tokenizer, out, config, micro=BATCH, model=None, ref
     model = tiny_model(vocabulary=len(tokenizer)) if model is None else model
     frozen = {"ref_model": reference or copy.deepcopy(model)} if kind in ("dpo", "kto") else {}
     answers = 2 if kind == "kto" else 1  # KTO's rows are single answers
-    settings = configs(
-        output_dir=str(out),
-        max_steps=steps,
-        per_device_train_batch_size=micro * answers,
-        gradient_accumulation_steps=BATCH // micro,
-        train_sampling_strategy="sequential",
-        optim="adamw_torch",
-        learning_rate=SETTINGS.learning_rate,
-        lr_scheduler_type="constant",
-        weight_decay=SETTINGS.weight_decay,
-        max_grad_norm=SETTINGS.clip,
-        bf16=False,
-        gradient_checkpointing=False,
-        use_cpu=True,
-        max_length=SETTINGS.max_length,
-        logging_steps=1,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        **config,
-    )
+    shared = trl_side.same_settings(replace(SETTINGS, steps=steps), out, micro)
+    shared["per_device_train_batch_size"] *= answers
+    settings = configs(**shared, optim="adamw_torch", bf16=False, gradient_checkpointing=False, use_cpu=True, **config)
     return trainers(model, args=settings, train_dataset=datasets.Dataset.from_list(rows), processing_class=tokenizer, **frozen)
 
 
@@ -202,7 +191,7 @@ def steps_of(items: list[Any], size: int = BATCH) -> list[list[Any]]:
 def token_ids(kind: str, dataset) -> list[tuple[list[int], list[int], list[int]]]:
     """(prompt, chosen, rejected) of the pairs of TRL's tokenised dataset, in the order it trains on them."""
     if kind == "dpo":
-        return [(row["prompt_ids"], row["chosen_ids"], row["rejected_ids"]) for row in dataset]
+        return [tuple(row) for row in trl_side.token_ids(dataset)]
     if kind == "kto":
         found = []
         for step in steps_of(list(dataset), 2 * BATCH):

@@ -21,11 +21,17 @@ class RunProgress:
         self.console, self.jobs = console, jobs
         self.left: Counter[str] = Counter(stage.kind for stage in missing)
         self.total = len(missing)
-        self.names = {stage.key: f"{cell.id}" for cell in cells for stage in cell.stages.values()}
-        self.open = {cell.id: {stage.key for stage in cell.stages.values()} & {stage.key for stage in missing} for cell in cells}
+        self.names: dict[str, str] = {}
+        self.open: dict[str, int] = {}  # cell -> how many stages it waits for
+        self.waiting: dict[str, list[str]] = defaultdict(list)  # stage -> cells that wait for it
+        keys = {stage.key for stage in missing}
+        for cell in cells:
+            for key in {stage.key for stage in cell.stages.values()} & keys:
+                self.names[key] = cell.id
+                self.waiting[key].append(cell.id)
+                self.open[cell.id] = self.open.get(cell.id, 0) + 1
         self.spent: dict[str, list[float]] = defaultdict(list)
-        self.cells_total = sum(bool(keys) for keys in self.open.values())
-        self.cells_done = 0
+        self.cells_total, self.cells_done = len(self.open), 0
         self.bar: Progress | None = None
         self.task: TaskID | None = None
 
@@ -64,10 +70,9 @@ class RunProgress:
 
     def _advance(self, stage: Stage, result: str | None) -> None:
         self.left[stage.kind] -= 1
-        for keys in self.open.values():
-            if stage.key in keys:
-                keys.discard(stage.key)
-                self.cells_done += not keys
+        for cell in self.waiting.pop(stage.key, ()):
+            self.open[cell] -= 1
+            self.cells_done += not self.open[cell]
         done, cells = self.total - sum(self.left.values()), f"{self.cells_done}/{self.cells_total} cells"
         if self.bar is not None and self.task is not None:
             self.bar.update(self.task, completed=done, cells=cells, left=clock(self.remaining()))

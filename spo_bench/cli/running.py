@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from spo_bench.cli.common import (
     NARROW,
@@ -26,8 +23,8 @@ from spo_bench.cli.common import (
     StoreDir,
     TaskDirs,
     Tasks,
-    print_json,
 )
+from spo_bench.cli.plan import show_plan
 from spo_bench.errors import InputError, Interrupted
 
 if TYPE_CHECKING:
@@ -52,8 +49,19 @@ def run(
     device: Device = "auto",
     engine: Annotated[str, typer.Option("--engine", help="local: this machine.", rich_help_panel=WHERE)] = "local",
     jobs: Annotated[
-        int | None,
-        typer.Option("--jobs", min=1, help="Stages at a time \\[default: 1; small models: one a core].", rich_help_panel=WHERE),
+        str,
+        typer.Option(
+            "--jobs",
+            metavar="N",
+            help="Stages at a time, where memory allows; auto: as many as cores serve.",
+            rich_help_panel=WHERE,
+        ),
+    ] = "auto",
+    memory: Annotated[
+        float | None,
+        typer.Option(
+            "--memory", min=0, help="GiB that stages side by side may take \\[default: what is free].", rich_help_panel=WHERE
+        ),
     ] = None,
     offline: Offline = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would run.", rich_help_panel=WHAT)] = False,
@@ -74,16 +82,17 @@ def run(
     spec = _load(matrix, method, task, model, seed, tasks)
     target = out or Path("results") / spec.name
     if dry_run:
-        _print_plan(spec, target, store, device, offline, tasks, as_json=False)
+        show_plan(spec, target, store, device, offline, tasks, as_json=False)
         return
     from spo_bench import api
     from spo_bench.cli.progress import RunProgress, clock
+    from spo_bench.engine.memory import GIB
     from spo_bench.matrix.judge_cost import judge_warnings
 
     console = Console(stderr=True, highlight=False)
     for warning in judge_warnings(spec.judge):
         console.print(f"warning: {warning}", markup=False, soft_wrap=True)
-    side_by_side = jobs or default_jobs(spec, device)
+    side_by_side = api.choose_jobs(jobs, spec, device)
 
     def watch(cells: Sequence[Cell], missing: Sequence[Stage]) -> RunProgress:
         counts = f"{len(cells)} cells, {len(missing)} stages to make, {side_by_side} at a time"
@@ -93,7 +102,15 @@ def run(
     folders = [str(folder) for folder in tasks or []]
     try:
         done = api.run(
-            spec, target, store=store, device=device, jobs=side_by_side, offline=offline, tasks_dirs=folders, watch=watch
+            spec,
+            target,
+            store=store,
+            device=device,
+            jobs=side_by_side,
+            memory=None if memory is None else memory * GIB,
+            offline=offline,
+            tasks_dirs=folders,
+            watch=watch,
         )
     except Interrupted as error:
         raise Interrupted("stopped; the same command goes on where this run was") from error
@@ -103,17 +120,6 @@ def run(
         for cell, reason in done.failed.items():
             console.print(f"failed: {cell}: {reason}", markup=False)
         raise typer.Exit(1)
-
-
-def default_jobs(spec: Any, device: str) -> int:
-    """Return how many stages run side by side: one a core where only the embedded model is run, whose products are too small
-    for several cores to share; else one.
-    """
-    from spo_bench.engine.local import cores_here
-    from spo_bench.models.source import EMBEDDED
-
-    small = all(model.path == EMBEDDED for model in spec.models)
-    return cores_here() if small and not device.startswith("cuda") else 1
 
 
 def plan(
@@ -133,7 +139,7 @@ def plan(
 ) -> None:
     """Show what would run: every cell, the state and reason of every stage, and what a judge behind an endpoint would cost."""
     spec = _load(matrix, method, task, model, seed, tasks)
-    _print_plan(spec, out or Path("results") / spec.name, store, device, offline, tasks, json)
+    show_plan(spec, out or Path("results") / spec.name, store, device, offline, tasks, json)
 
 
 def _load(matrix: str | None, methods: Any, tasks: Any, models: Any, seeds: Any, folders: Sequence[Path] | None) -> Any:
@@ -144,66 +150,8 @@ def _load(matrix: str | None, methods: Any, tasks: Any, models: Any, seeds: Any,
     )
 
 
-def _print_plan(
-    spec: Any, out: Path, store: Path | None, device: str, offline: bool, folders: Sequence[Path] | None, as_json: bool
-) -> None:
-    from spo_bench import api
-    from spo_bench.matrix.judge_cost import judge_plan
-    from spo_bench.matrix.plan import earlier_keys, stage_states
-    from spo_bench.store.artifacts import Store
-
-    artifacts = Store(store or api.default_store())
-    cells = api.cells_of(spec, artifacts.root, device, offline, [str(folder) for folder in folders or []])
-    states = stage_states(cells, artifacts, earlier_keys(out))
-    judging = judge_plan(spec.judge, [state.stage for state in states], artifacts, api.purse_of(out))
-    asked = judging.stages if judging else {}
-    if as_json:
-        print_json(
-            {
-                "name": spec.name,
-                "out": str(out),
-                "store": str(artifacts.root),
-                "cells": [cell.id for cell in cells],
-                "stages": [
-                    {"cell": s.cell, "stage": s.name, "kind": s.stage.kind, "key": s.stage.key, "state": s.state, "why": s.why}
-                    | ({"judge": asdict(asked[s.stage.key])} if s.stage.key in asked else {})
-                    for s in states
-                ],
-                "judge": judging.record() if judging else None,
-            }
-        )
-        return
-    console = Console(highlight=False)
-    table = Table(title=f"{spec.name}: {len(cells)} cells", title_justify="left", box=None, pad_edge=False)
-    for column in ("cell", "stage", "state", "why"):
-        table.add_column(column, overflow="fold")
-    style = {"done": "green", "stale": "yellow", "missing": "dim"}
-    before = None
-    for state in states:
-        why = f"{state.why}; {asked[state.stage.key]}" if state.stage.key in asked else state.why
-        table.add_row(
-            state.cell if state.cell != before else "", state.name, f"[{style[state.state]}]{state.state}[/]", _plain(why)
-        )
-        before = state.cell
-    console.print(table)
-    shared = {state.stage.key: state.state for state in states}
-    counts = Counter(shared.values())
-    console.print(f"{len(shared)} stages in all: " + ", ".join(f"{counts[name]} {name}" for name in style), markup=False)
-    if judging:
-        console.print(
-            f"judge {spec.judge.model}: {judging.total}; a request that fails is repeated", markup=False, soft_wrap=True
-        )
-        for warning in judging.warnings:
-            console.print(f"warning: {warning}", markup=False, soft_wrap=True)
-
-
-def _plain(text: str) -> str:
-    return text.replace("[", "\\[")
-
-
 def _print_result(run_directory: Path, console: Console) -> None:
     """Show the main table and where the rest is."""
-    from spo_bench.report import table
-
-    Console(highlight=False).print(table(run_directory, "main", "md"), markup=False, soft_wrap=True)
+    main = (run_directory / "tables" / "main.md").read_text(encoding="utf-8")
+    Console(highlight=False).print(main, markup=False, soft_wrap=True)
     console.print(f"report: {run_directory / 'report.html'}", markup=False, soft_wrap=True)

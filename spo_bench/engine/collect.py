@@ -56,12 +56,10 @@ def write_cell(run: Path, cell: Cell, store: Store, provenance: Mapping[str, Any
 
     A finished folder of the same keys is left as it is, unless it was written from artifacts that may have been made again.
     """
+    if is_written(run, cell):
+        return
     folder = run / "cells" / cell.id
     keys = {name: stage.key for name, stage in cell.stages.items()}
-    done = folder / "DONE"
-    before = read_json(done) if done.is_file() else {}
-    if before.get("keys") == keys and not before.get("retry"):
-        return
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     paths = {name: stage.path(store) for name, stage in cell.stages.items()}
@@ -78,7 +76,14 @@ def write_cell(run: Path, cell: Cell, store: Store, provenance: Mapping[str, Any
     write_json(folder / "scores.json", {**found, "prompts": texts(paths)})
     write_json(folder / "provenance.json", {**provenance, "keys": keys, "seed": cell.seed, **contents(cell, store)})
     retry = sum(store.to_retry(stage.kind, stage.key) for stage in cell.stages.values())
-    write_json(done, {"keys": keys, "retry": retry})
+    write_json(folder / "DONE", {"keys": keys, "retry": retry})
+
+
+def is_written(run: Path, cell: Cell) -> bool:
+    """Say whether ``cells/ID`` is finished, from artifacts of the same keys that are final."""
+    done = run / "cells" / cell.id / "DONE"
+    before = read_json(done) if done.is_file() else {}
+    return before.get("keys") == {name: stage.key for name, stage in cell.stages.items()} and not before.get("retry")
 
 
 def texts(paths: Mapping[str, Path]) -> dict[str, dict[str, str]]:

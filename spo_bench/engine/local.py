@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import multiprocessing
 import os
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from typing import Protocol
+from contextlib import suppress
+from types import TracebackType
+from typing import Protocol, Self
 
+from spo_bench.engine.memory import estimate, free_memory
+from spo_bench.engine.schedule import Schedule
 from spo_bench.errors import InputError, Interrupted, SpoBenchError
 from spo_bench.stages.base import Stage
 from spo_bench.stages.registry import execute
 from spo_bench.store.artifacts import Store
-
-# Stages many cells wait for get all cores; the others share them.
-ALL_CORES = ("sft", "reward_model")
 
 
 class Watcher(Protocol):
@@ -52,109 +54,117 @@ def unique_in_order(stages: Sequence[Stage]) -> list[Stage]:
     return list(seen.values())
 
 
-def run_stages(stages: Sequence[Stage], store: Store, jobs: int, watcher: Watcher) -> dict[str, str]:
-    """Make every missing artifact; return key -> reason for those that could not be made.
+class Engine:
+    """Runs stages on this machine; a context that ends with its worker processes, which serve all calls.
 
-    A failed stage fails what depends on it and nothing else. InputError is raised at once: nothing else would go better.
-
-    Raises:
-        InputError: what a person gave cannot be used.
-        Interrupted: the user stopped the run; what is finished stays in the store.
+    Args:
+        store: where artifacts are.
+        jobs: how many stages run at a time; one runs in this process.
+        watcher: who is told.
+        memory: bytes that stages may take together; None: what is free when the first of them starts. One stage always may run.
     """
-    missing = [stage for stage in unique_in_order(stages) if not stage.done(store)]
-    try:
-        return _in_turn(missing, store, watcher) if jobs == 1 else _side_by_side(missing, store, jobs, watcher)
-    except KeyboardInterrupt as error:
-        raise Interrupted("interrupted") from error
 
+    def __init__(self, store: Store, jobs: int, watcher: Watcher, memory: float | None = None) -> None:
+        self.store, self.jobs, self.watcher, self.memory = store, jobs, watcher, memory
+        self._pool: ProcessPoolExecutor | None = None
 
-def _in_turn(missing: Sequence[Stage], store: Store, watcher: Watcher) -> dict[str, str]:
-    failures: dict[str, str] = {}
-    for stage in missing:
-        if _skip(stage, failures, watcher):
-            continue
-        watcher.started(stage)
-        started = time.perf_counter()
-        _tell(stage, _attempt(stage, store, threads=cores_here()), time.perf_counter() - started, failures, watcher)
-    return failures
+    def __enter__(self) -> Self:
+        return self
 
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._pool is None:
+            return
+        if error is not None:
+            for process in multiprocessing.active_children():
+                process.terminate()
+        self._pool.shutdown(wait=error is None, cancel_futures=True)
+        self._pool = None
 
-def _skip(stage: Stage, failures: dict[str, str], watcher: Watcher) -> bool:
-    """Skip a stage an input of which failed; its reason is the input's."""
-    reason = next((failures[source.key] for source in stage.inputs.values() if source.key in failures), None)
-    if reason is not None:
-        failures[stage.key] = reason
-        watcher.skipped(stage)
-    return reason is not None
+    def run(self, stages: Sequence[Stage]) -> dict[str, str]:
+        """Make every missing artifact; return key -> reason for those that could not be made.
 
+        A failed stage fails what depends on it and nothing else. InputError is raised at once: nothing else would go better.
 
-def _tell(stage: Stage, reason: str | None, seconds: float, failures: dict[str, str], watcher: Watcher) -> None:
-    """Note how a stage ended."""
-    if reason is None:
-        watcher.finished(stage, seconds)
-    else:
-        failures[stage.key] = reason
-        watcher.failed(stage, reason)
+        Raises:
+            InputError: what a person gave cannot be used.
+            Interrupted: the user stopped the run; what is finished stays in the store.
+        """
+        missing = [stage for stage in unique_in_order(stages) if not stage.done(self.store)]
+        if not missing:
+            return {}
+        if self.memory is None:
+            self.memory = free_memory(missing[0].local.get("device", "cpu"))
+        schedule = Schedule(missing, self.jobs, cores_here(), self.memory, estimate)
+        try:
+            return self._in_turn(schedule) if self.jobs == 1 else self._side_by_side(schedule)
+        except KeyboardInterrupt as error:
+            raise Interrupted("interrupted") from error
 
+    def _in_turn(self, schedule: Schedule) -> dict[str, str]:
+        failures: dict[str, str] = {}
+        while schedule.left:
+            for stage, threads in schedule.start():
+                self.watcher.started(stage)
+                started = time.perf_counter()
+                reason = _attempt(stage, self.store, threads)
+                self._tell(schedule, stage, reason, time.perf_counter() - started, failures)
+        return failures
 
-def _side_by_side(missing: Sequence[Stage], store: Store, jobs: int, watcher: Watcher) -> dict[str, str]:
-    """Run stages in worker processes. A worker that is killed breaks the pool for all: what ran there is tried once more, one
-    stage at a time, so that only the stage that kills its worker fails.
-    """
-    failures: dict[str, str] = {}
-    waiting = {stage.key: stage for stage in missing}
-    running: dict[Future[str | None], tuple[Stage, float]] = {}
-    suspects: set[str] = set()
-    cores = cores_here()
-    pool = _pool(jobs)
-    try:
-        while waiting or running:
-            for stage in list(waiting.values()):
-                if _skip(stage, failures, watcher):
-                    del waiting[stage.key]
-                    continue
-                alone = bool(suspects & {*waiting, *(other.key for other, _ in running.values())})
-                if len(running) >= (1 if alone else jobs) or (alone and stage.key not in suspects):
-                    continue
-                if any(source.key in waiting or _is_running(source, running) for source in stage.inputs.values()):
-                    continue
-                del waiting[stage.key]
-                watcher.started(stage)
-                threads = cores if stage.kind in ALL_CORES else max(1, cores // jobs)
-                running[pool.submit(_attempt, stage, store, threads)] = (stage, time.perf_counter())
+    def _side_by_side(self, schedule: Schedule) -> dict[str, str]:
+        """Run stages in worker processes. A worker that is killed breaks the pool for all: what ran there is tried once more, one
+        stage at a time, so that only the stage that kills its worker fails.
+        """
+        failures: dict[str, str] = {}
+        running: dict[Future[str | None], tuple[Stage, float]] = {}
+        while schedule.left:
+            for stage, threads in schedule.start():
+                self._pool = self._pool or _pool(self.jobs)
+                self.watcher.started(stage)
+                running[self._pool.submit(_attempt, stage, self.store, threads)] = (stage, time.perf_counter())
             finished = wait(running, return_when=FIRST_COMPLETED).done
             if any(isinstance(future.exception(), BrokenProcessPool) for future in finished):
-                wait(running)
-                broken = {f: running.pop(f) for f in list(running) if isinstance(f.exception(), BrokenProcessPool)}
-                for stage, started in broken.values():
-                    if stage.key in suspects:
-                        seconds = time.perf_counter() - started
-                        _tell(stage, f"{stage.kind}: its process was killed (out of memory?)", seconds, failures, watcher)
-                        suspects.discard(stage.key)
-                    else:
-                        suspects.add(stage.key)
-                        waiting[stage.key] = stage
-                pool = _pool(jobs)
-            for future in [future for future in running if future.done()]:
+                self._pool, finished = None, wait(running).done
+            for future in finished:
                 stage, started = running.pop(future)
-                suspects.discard(stage.key)
-                _tell(stage, future.result(), time.perf_counter() - started, failures, watcher)
-    except BaseException:
-        for process in multiprocessing.active_children():
-            process.terminate()
-        pool.shutdown(wait=False, cancel_futures=True)
-        raise
-    pool.shutdown()
-    return failures
+                if not isinstance(future.exception(), BrokenProcessPool):
+                    reason = future.result()
+                elif schedule.suspect(stage):
+                    continue
+                else:
+                    reason = f"{stage.kind}: its process was killed (out of memory?)"
+                self._tell(schedule, stage, reason, time.perf_counter() - started, failures)
+        return failures
+
+    def _tell(self, schedule: Schedule, stage: Stage, reason: str | None, seconds: float, failures: dict[str, str]) -> None:
+        """Note how a stage ended; what depends on one that failed is skipped for the same reason."""
+        if reason is None:
+            schedule.finish(stage)
+            self.watcher.finished(stage, seconds)
+            return
+        failures[stage.key] = reason
+        self.watcher.failed(stage, reason)
+        for other in schedule.fail(stage):
+            failures[other.key] = reason
+            self.watcher.skipped(other)
+
+
+def run_stages(stages: Sequence[Stage], store: Store, jobs: int, watcher: Watcher, memory: float | None = None) -> dict[str, str]:
+    """Make every missing artifact with an engine of their own; return key -> reason for those that could not be made."""
+    with Engine(store, jobs, watcher, memory) as engine:
+        return engine.run(stages)
 
 
 def _pool(jobs: int) -> ProcessPoolExecutor:
     # Fresh interpreters: a forked one would share torch's threads with its parent, and hang.
-    return ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"))
+    return ProcessPoolExecutor(
+        jobs, mp_context=multiprocessing.get_context("spawn"), initializer=_few_threads, initargs=(max(1, cores_here() // jobs),)
+    )
 
 
-def _is_running(stage: Stage, running: Mapping[Future[str | None], tuple[Stage, float]]) -> bool:
-    return any(other.key == stage.key for other, _ in running.values())
+def _few_threads(count: int) -> None:
+    """Give the libraries that start threads of their own a worker's share of the cores; torch is told stage by stage."""
+    for name in ("RAYON_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ.setdefault(name, str(count))
 
 
 def cores_here() -> int:
@@ -174,11 +184,18 @@ def keep_freed_memory() -> None:
         mallopt(setting, value)
 
 
+def give_back_freed_memory() -> None:
+    """Give memory that was freed back to the system, for what runs beside this process. Does nothing without glibc."""
+    gc.collect()
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def _attempt(stage: Stage, store: Store, threads: int) -> str | None:
     """Make one artifact; return why it could not be made, None if it was. Input errors are raised."""
     import torch
 
-    torch.set_num_threads(min(threads, stage.local.get("threads", threads)))
+    torch.set_num_threads(threads)
     keep_freed_memory()
     try:
         execute(stage, store)
@@ -190,4 +207,6 @@ def _attempt(stage: Stage, store: Store, threads: int) -> str | None:
     except Exception as error:  # noqa: BLE001
         where = traceback.extract_tb(error.__traceback__)[-1]
         return f"{stage.kind}: {type(error).__name__}: {error} ({os.path.basename(where.filename)}:{where.lineno})"
+    finally:
+        give_back_freed_memory()
     return None

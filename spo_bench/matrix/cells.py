@@ -10,8 +10,10 @@ from spo_bench.errors import InputError
 from spo_bench.matrix.axes import NONE, Point, check_point
 from spo_bench.matrix.evaluation import Evaluation, Place, on_disk, task_local
 from spo_bench.matrix.identity import additions_identity, method_identity, slug, task_identity
+from spo_bench.matrix.kept import kept
 from spo_bench.matrix.spec import MethodSpec, ModelSpec, Spec, TaskSpec, TrainSpec
 from spo_bench.methods import get_addition, get_method
+from spo_bench.models import vllm
 from spo_bench.models.embedded import embedded_identity
 from spo_bench.models.numerics import Numerics
 from spo_bench.models.source import (
@@ -27,6 +29,7 @@ from spo_bench.spo.settings import SpoSettings
 from spo_bench.stages.base import Stage
 from spo_bench.stages.registry import version
 from spo_bench.store.artifacts import digest
+from spo_bench.task import Task
 
 DATA_SEED = 0  # which rows a limit takes; never the cell's seed, so that every seed sees the same prompts
 GOALS = (1, 4, 7, 10)  # what a goal-conditioned policy is asked for, to see whether it follows
@@ -62,7 +65,9 @@ def expand(spec: Spec, place: Place) -> list[Cell]:
     Raises:
         InputError: a model, reward model or data set that is not there, or settings that cannot go together.
     """
-    cells = [cell for model in spec.models for cell in ModelPlan(spec, model, place).cells()]
+    listed = (*(spec.sft_tasks or ()), *spec.tasks)
+    tasks = {task.label: get_task(task.name, task.data, place.tasks_dirs) for task in listed}
+    cells = [cell for model in spec.models for cell in ModelPlan(spec, model, place, tasks).cells()]
     if len({cell.id for cell in cells}) != len(cells):
         raise InputError(
             "two cells of this matrix have one id",
@@ -75,22 +80,20 @@ def expand(spec: Spec, place: Place) -> list[Cell]:
 class ModelPlan:
     """The stages of one model's cells; shared ones are made once."""
 
-    def __init__(self, spec: Spec, model: ModelSpec, place: Place) -> None:
-        self.spec, self.model, self.place = spec, model, place
+    def __init__(self, spec: Spec, model: ModelSpec, place: Place, tasks: Mapping[str, Task]) -> None:
+        self.spec, self.model, self.place, self.tasks = spec, model, place, tasks
         lora = spec.train.lora is not None
         dtype = model.dtype if model.dtype != "auto" else spec.train.dtype
         dtype = dtype if dtype != "auto" else ("bfloat16" if place.device.startswith("cuda") else "float32")
         self.numerics = Numerics(place.device, dtype, dtype if lora else "float32").identity()
         self.full = {**self.numerics, "held": "float32"}  # where all weights are trained, whatever the methods train
-        self.micro_tokens = spec.train.micro_tokens or (16384 if place.device.startswith("cuda") else 2048)
+        self.micro_tokens = spec.train.micro_tokens or (16384 if place.device.startswith("cuda") else 1024)
         self.local: dict[str, Any] = {"device": place.device, "trust_remote_code": model.trust_remote_code}
         if model.path == EMBEDDED:
             # Its products are too small for cores to share; and so its numbers do not depend on how many there are.
             self.local["threads"] = 1
-        demonstrating = spec.sft_tasks or spec.tasks
-        self.tasks = {t.label: get_task(t.name, t.data, place.tasks_dirs) for t in (*demonstrating, *spec.tasks)}
         self.tokenizer, self.start = self._start()
-        self.demonstrations = [self._data(task) for task in demonstrating]
+        self.demonstrations = [self._data(task) for task in spec.sft_tasks or spec.tasks]
         self.data = {task.label: self._data(task) for task in spec.tasks}
         self.policy = self._sft() if spec.sft.steps > 0 else self.start
         self.evaluation = Evaluation(
@@ -112,6 +115,7 @@ class ModelPlan:
             for seed in self.spec.seeds:
                 yield self._cell(task, "sft", None, seed, {}, self._sft_stages(task, seed))
             for point in self.spec.data_axes.points():
+                axes = point.axes()
                 for method in self.spec.methods:
                     self._check(method, point)
                     for seed in self.spec.seeds:
@@ -119,7 +123,7 @@ class ModelPlan:
                         for spo in sorted(self.spec.spo, key=lambda variant: variant is not None):
                             stages = self._trained_stages(task, method, spo, seed, point, baseline)
                             baseline = stages["generate"] if spo is None else baseline
-                            yield self._cell(task, method.label, spo, seed, point.axes(), stages)
+                            yield self._cell(task, method.label, spo, seed, axes, stages)
 
     def _cell(
         self,
@@ -188,6 +192,7 @@ class ModelPlan:
         }
         return Stage("data", version("data"), config, {"model": self.tokenizer}, {**self.local, **task_local(task, self.place)})
 
+    @kept
     def _view(self, task: TaskSpec, point: Point) -> Stage:
         """Return the data a cell is trained and evaluated on: the task's own, or what the data axes make of it."""
         plain, changed = self.data[task.label], point.axes().keys() - {"fraction", "regime"}
@@ -251,6 +256,7 @@ class ModelPlan:
             "numerics": self.numerics,
         }
 
+    @kept
     def _reference(self, data: Stage) -> Stage:
         inputs = {"policy": self.policy, "data": data}
         return Stage("reference", version("reference"), self._forward_config(), inputs, self.local)
@@ -290,6 +296,12 @@ class ModelPlan:
                 f"{', '.join(on_policy)} in regime {regime}",
                 "there the pairs are the policy's own answers already",
                 "set text: dataset",
+            ),
+            (
+                point.regime.name != "offline" and self.spec.generate.backend == "vllm",
+                f"{where} in regime {regime} with generate.backend vllm",
+                "there the policy answers while it is trained, where vLLM does not see its weights",
+                "set generate.backend to transformers",
             ),
         ]
         rules.append(
@@ -351,7 +363,8 @@ class ModelPlan:
             regime = {key: value for key, value in dict(point.regime).items() if key not in ("labeller", "models")}
             config |= {"regime": regime, "labeller": label, "generate": self.spec.generate.model_dump(mode="json")}
             others = {f"model:{place}": self._others(task, name) for place, name in enumerate(point.regime.models)}
-            return Stage("train", version("train"), config, inputs | needed | others, local)
+            held_out = {"copies": self._copies(data, spo, seed, ("eval",))} if spo is not None else {}
+            return Stage("train", version("train"), config, inputs | needed | others | held_out, local)
         inputs["reference"] = self._reference(data)
         if declaration.needs_kl:
             matched = {**rows, "numerics": self.numerics}
@@ -362,17 +375,34 @@ class ModelPlan:
             inputs["greedy"] = self._generate(data, self.policy, SHARED_SEED, "train", greedy=True)
             seen = {"policy": self.policy, "data": data, "samples": inputs["greedy"]}
             inputs["explored"] = Stage("explored", version("explored"), self._forward_config(), seen, self.local)
-        if spo is not None and spo.text == "on_policy":
-            inputs["samples"] = self._generate(data, self.policy, SHARED_SEED, "train")
+        if spo is not None:
+            inputs["copies"] = self._copies(data, spo, seed, ("train", "eval"))
         return Stage("train", version("train"), config, inputs, local)
 
+    @kept
+    def _copies(self, data: Stage, spo: SpoSettings, seed: int, splits: tuple[str, ...]) -> Stage:
+        """Return the degraded copies of the data's answers: one stage for all methods, and all seeds where nothing is drawn."""
+        inputs = {"data": data, "model": self.tokenizer}
+        if spo.text == "on_policy" and "train" in splits:
+            inputs["samples"] = self._generate(data, self.policy, SHARED_SEED, "train")
+        config = {
+            "spo": {"settings": spo.copies(), "version": spo_settings.VERSION},
+            "seed": seed if spo.draws() else SHARED_SEED,
+            "max_length": self.spec.train.max_length,
+            "splits": list(splits),
+        }
+        return Stage("copies", version("copies"), config, inputs, self.local)
+
+    @kept
     def _generate(self, data: Stage, policy: Stage, seed: int, split: str = "eval", greedy: bool = False) -> Stage:
         # Token by token, weights are read once a token: they are held in the type they are computed in.
         numerics = {**self.numerics, "held": self.numerics["dtype"]}
         settings = self.spec.generate.model_dump(mode="json") | ({"temperature": 0.0} if greedy else {})
         config = {"settings": settings, "seed": seed, "split": split, "numerics": numerics}
+        config |= {"vllm": vllm.check(self.place.device)} if self.spec.generate.backend == "vllm" else {}
         return Stage("generate", version("generate"), config, {"policy": policy, "base": self.policy, "data": data}, self.local)
 
+    @kept
     def _others(self, task: TaskSpec, name: str) -> Stage:
         """Return another model's answers to the training prompts, in its own tokens and by its own template."""
         directory = resolve(name, None, self.place.offline)

@@ -15,6 +15,7 @@ from spo_bench.judging.reading import PARSER
 from spo_bench.judging.settings import longest
 from spo_bench.judging.store import FILE
 from spo_bench.matrix.identity import judge_of, method_identity, metric_content, metric_label, reward_label, task_identity
+from spo_bench.matrix.kept import kept
 from spo_bench.matrix.sections import JudgeSpec
 from spo_bench.matrix.spec import MethodSpec, Spec, TaskSpec
 from spo_bench.models.source import check_reward_model, model_identity, resolve
@@ -90,9 +91,9 @@ class Evaluation:
         reference: Stage | None,
     ) -> Stage:
         """Return what needs no opponent; ``train``, ``method`` and ``reference`` are None for the SFT policy itself."""
-        metrics = {metric_label(name): name for name in (*self.tasks[task.label].metrics, *task.metrics)}
+        metrics, contents = self._metrics(task)
         config = {
-            "metrics": {label: metric_content(name) for label, name in metrics.items()},
+            "metrics": contents,
             "method": method_identity(method) if method else None,
             "task": task_identity(self.tasks[task.label]),
             **self.forward,
@@ -104,6 +105,13 @@ class Evaluation:
             "score", version("score"), config, inputs, {**self.local, **task_local(task, self.place), "metrics": metrics}
         )
 
+    @kept
+    def _metrics(self, task: TaskSpec) -> tuple[dict[str, str], dict[str, str | None]]:
+        """Return a task's metrics, label -> name and label -> hash of the local script that is one."""
+        metrics = {metric_label(name): name for name in (*self.tasks[task.label].metrics, *task.metrics)}
+        return metrics, {label: metric_content(name) for label, name in metrics.items()}
+
+    @kept
     def reward_model(self, task: TaskSpec, name: str) -> Stage:
         """Return a reward model: on disk, or trained on the task's held-out pairs."""
         if name != "trained":
@@ -126,6 +134,7 @@ class Evaluation:
         """Return the most tokens a prompt with an answer has: the data's limit and a generated answer."""
         return self.spec.train.max_length + self.spec.generate.max_new_tokens
 
+    @kept
     def _reward(self, task: TaskSpec, name: str, samples: Stage | None) -> Stage:
         """Return a reward model's scores of a policy's answers, or of the data's chosen ones, to the task's plain prompts."""
         config = {"max_length": self.judged_length, "numerics": self.numerics, "of": "samples" if samples else "chosen"}
@@ -156,6 +165,7 @@ class Evaluation:
             stages[f"judge/{name}"] = Stage("judge", version("judge"), config, inputs, local)
         return stages
 
+    @kept
     def judge_audit(self, task: TaskSpec) -> dict[str, Stage]:
         """Return the stage that holds the judge against the task's own human preferences; none where nothing can be held."""
         kind, target = judge_of(self.spec, self.tasks[task.label])
@@ -163,6 +173,7 @@ class Evaluation:
         if kind in (None, "gold") or self.tasks[task.label].controlled or not rows:
             return {}
         judge, judging, local = self._judge(task, str(kind), target)
+        local = dict(local)
         config: dict[str, Any] = {"judge": judge, "rows": rows}
         inputs = {"data": self.data[task.label], **judging}
         if kind != "openai":
@@ -177,6 +188,7 @@ class Evaluation:
         local["judge_name"] = f"{kind}:{target if kind == 'openai' else reward_label(target)}"
         return {"judge_audit": Stage("judge_audit", version("judge_audit"), config, inputs, local)}
 
+    @kept
     def _judge(self, task: TaskSpec, kind: str, target: str) -> tuple[dict[str, Any], dict[str, Stage], dict[str, Any]]:
         """Return a judge as (config, input stages, local settings).
 
@@ -242,8 +254,8 @@ class Evaluation:
             )
         config, inputs, local = self._judge(task, kind, target)
         if kind == "reward":
-            config |= {"max_length": self.judged_length, "trained": target == "trained"}
-            inputs["reward_model"] = self.reward_model(task, target)
+            config = {**config, "max_length": self.judged_length, "trained": target == "trained"}
+            inputs = {**inputs, "reward_model": self.reward_model(task, target)}
         return config, inputs, local
 
     def goals(self, task: TaskSpec, data: Stage, samples: Mapping[int, Stage]) -> dict[str, Stage]:

@@ -34,39 +34,38 @@ def stage_states(cells: Sequence[Cell], store: Store, earlier: Mapping[str, Mapp
         store: where artifacts are.
         earlier: cell id -> stage name -> key, of an earlier run in the same directory.
     """
+    distinct: dict[str, tuple[str, str]] = {}
     states = []
     for cell in cells:
         for name, stage in cell.stages.items():
+            if stage.key not in distinct:
+                distinct[stage.key] = _state(stage, store)
+            state, why = distinct[stage.key]
             before = earlier.get(cell.id, {}).get(name)
-            if again := store.to_retry(stage.kind, stage.key):
-                why = f"{again} invalid verdict{'s are' if again > 1 else ' is'} asked for again"
-                states.append(StageState(cell.id, name, stage, "stale", why))
-            elif stage.done(store):
-                states.append(
-                    StageState(
-                        cell.id,
-                        name,
-                        stage,
-                        "done",
-                        f"in the store as {stage.kind}/{stage.key}" if "directory" not in stage.local else "on disk",
-                    )
-                )
-            elif before is not None and before != stage.key:
-                old = store.identity(stage.kind, before)
-                why = (
-                    "; ".join(differences(old, stage.identity))
-                    if old
-                    else f"its key changed from {before}, which is not in the store any more"
-                )
-                states.append(StageState(cell.id, name, stage, "stale", why))
-            else:
-                states.append(StageState(cell.id, name, stage, "missing", _needs(stage, store)))
+            if state == "missing" and before is not None and before != stage.key:
+                state, why = "stale", _changed(stage, before, store)
+            states.append(StageState(cell.id, name, stage, state, why))
     return states
 
 
-def _needs(stage: Stage, store: Store) -> str:
+def _state(stage: Stage, store: Store) -> tuple[str, str]:
+    """Return the state of a stage and why, whatever an earlier run made."""
+    if again := store.to_retry(stage.kind, stage.key):
+        return "stale", f"{again} invalid verdict{'s are' if again > 1 else ' is'} asked for again"
+    if stage.done(store):
+        return "done", f"in the store as {stage.kind}/{stage.key}" if "directory" not in stage.local else "on disk"
     waits = [name for name, source in stage.inputs.items() if not source.done(store)]
-    return f"not made yet; waits for {', '.join(waits)}" if waits else "not made yet; its inputs are there"
+    return "missing", f"not made yet; waits for {', '.join(waits)}" if waits else "not made yet; its inputs are there"
+
+
+def _changed(stage: Stage, before: str, store: Store) -> str:
+    """Return what differs between a stage and the one an earlier run made in its place."""
+    old = store.identity(stage.kind, before)
+    return (
+        "; ".join(differences(old, stage.identity))
+        if old
+        else f"its key changed from {before}, which is not in the store any more"
+    )
 
 
 def differences(old: Any, new: Any) -> Iterator[str]:

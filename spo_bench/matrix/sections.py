@@ -121,7 +121,10 @@ class GenerateSpec(Section):
     max_new_tokens: Count = Field(256, description="longest answer, tokens")
     temperature: Weight = Field(0.7, description="0: greedy")
     top_p: Rate = Field(1.0, description="sample from the most probable tokens that hold this share of the probability")
-    batch_size: Count = Field(32, description="prompts answered at once")
+    batch_size: Count = Field(64, description="answers under way at once, at most")
+    backend: Literal["transformers", "vllm"] = Field(
+        "transformers", description="what answers; vllm: on CUDA, from the extra `spo-bench[vllm]`"
+    )
 
 
 class JudgeSpec(Section):

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
+# Most tokens of all answers under way, with their prompts, whose keys and values are held: 3 GiB for SmolLM2-135M in fp32.
+CACHE_TOKENS = 1 << 16
+
 
 @dataclass(frozen=True)
 class Numerics:

@@ -51,7 +51,6 @@ def load_policy(directory: Path, numerics: Numerics, base: Path | None = None, t
     model = AutoModelForCausalLM.from_pretrained(
         str(base if adapter else directory),
         dtype=getattr(torch, numerics.held),
-        attn_implementation="sdpa",
         trust_remote_code=trust_remote_code,
     )
     if adapter:

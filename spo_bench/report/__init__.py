@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .mark import is_current as is_current
     from .render import FORMATS as FORMATS
     from .write import TABLES as TABLES
     from .write import check_table as check_table
@@ -17,12 +18,13 @@ _HOMES = {
     "FORMATS": "render",
     "TABLES": "write",
     "check_table": "write",
+    "is_current": "mark",
     "rebuild": "write",
     "table": "write",
     "write_report": "write",
 }
 
-__all__ = ["FORMATS", "TABLES", "check_table", "rebuild", "table", "write_report"]
+__all__ = ["FORMATS", "TABLES", "check_table", "is_current", "rebuild", "table", "write_report"]
 
 
 def __getattr__(name: str) -> Any:

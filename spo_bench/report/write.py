@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import gc
 import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from spo_bench.errors import InputError, unknown
 from spo_bench.files import write_jsonl, write_text
+from spo_bench.garbage import few_collections
 
 from .ablation import ablation
 from .audits import data, degree, evaluation
@@ -17,6 +16,7 @@ from .axes import axes
 from .grid import Table
 from .hyperparameters import hyperparameters
 from .judges import judge
+from .mark import leave_mark
 from .measure import comparison_rows, metric_rows
 from .power import power
 from .ranking import ranking
@@ -62,18 +62,7 @@ NEEDS: Mapping[str, str] = {
 """What a run has that has the table."""
 
 
-@contextmanager
-def _few_collections() -> Iterator[None]:
-    """Look for garbage seldom: among the million rows of a large run there is none, and looking takes a third of the time."""
-    before = gc.get_threshold()
-    gc.set_threshold(100_000, *before[1:])
-    try:
-        yield
-    finally:
-        gc.set_threshold(*before)
-
-
-@_few_collections()
+@few_collections()
 def write_report(run_dir: Path) -> None:
     """Write metrics.jsonl, comparisons.jsonl, tables/, figures/ and report.html of a run; the same bytes every time.
 
@@ -90,18 +79,22 @@ def write_report(run_dir: Path) -> None:
     write_jsonl(run_dir / "comparisons.jsonl", numbers.comparisons)
     made = {name: RESULTS[name](numbers) if name in RESULTS else AUDITS[name](results) for name in TABLES}
     tables = {name: one for name, one in made.items() if one.rows}
+    files = [run_dir / "metrics.jsonl", run_dir / "comparisons.jsonl", run_dir / "report.html"]
     for name in TABLES:
         for ending, render in FORMATS.items():
             path = run_dir / "tables" / f"{name}.{ending}"
             if name in tables:
                 write_text(path, render(tables[name]))
+                files.append(path)
             else:
                 path.unlink(missing_ok=True)
     drawings = draw(numbers)
     for drawing in drawings:
         for ending, content in (("png", drawing.png), ("svg", drawing.svg), ("pdf", drawing.pdf)):
-            _write_bytes(run_dir / "figures" / f"{drawing.name}.{ending}", content)
+            files.append(run_dir / "figures" / f"{drawing.name}.{ending}")
+            _write_bytes(files[-1], content)
     write_text(run_dir / "report.html", page(results, tables, drawings, numbers.comparisons))
+    leave_mark(run_dir, files)
 
 
 rebuild = write_report

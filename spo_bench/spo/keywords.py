@@ -13,6 +13,7 @@ degree / frequency over the candidates, and a phrase by the sum over its words. 
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from importlib.resources import files
 from typing import NamedTuple
 
@@ -52,6 +53,7 @@ _TOKEN = re.compile(
     rf"|((?:[$€£¥](?=\d))?[^\W_](?:{_LETTERS})?(?:(?:['’\-&]|(?<=\d)[.,:/](?=\d)){_LETTERS})*(?:(?<=\d)%)?)",
     re.MULTILINE,
 )
+REMEMBERED = 4096  # texts; of 34 words as in HH's answers some 20 MB
 # What may stand between two words of one phrase.
 SPACES = " \t\u00a0\u2009\u202f\u3000"
 
@@ -67,7 +69,16 @@ def phrases(text: str) -> list[Phrase]:
 
 
 def scan(text: str) -> tuple[list[Phrase], list[Phrase]]:
-    """Return (``words``, ``phrases``) of a text in one pass; the lists are the caller's own."""
+    """Return (``words``, ``phrases``) of a text in one pass; the lists are the caller's own.
+
+    A text that was seen lately is not read again.
+    """
+    every_word, candidates = _scanned(text)
+    return list(every_word), list(candidates)
+
+
+@lru_cache(maxsize=REMEMBERED)
+def _scanned(text: str) -> tuple[tuple[Phrase, ...], tuple[Phrase, ...]]:
     found: list[tuple[int, int, str, str]] = []  # start, end, characters, normal form
     groups: list[tuple[int, int]] = []  # index of the first word of a candidate, index after its last
     first, previous_end = -1, 0
@@ -109,4 +120,4 @@ def scan(text: str) -> tuple[list[Phrase], list[Phrase]]:
     for begin, stop in groups:
         start, end = found[begin][0], found[stop - 1][1]
         joined.append(Phrase(start, end, text[start:end], sum(word.score for word in single[begin:stop]), stop - begin))
-    return single, joined
+    return tuple(single), tuple(joined)

@@ -108,6 +108,16 @@ class SpoSettings(BaseModel):
                 differing.append(f"{key}={_short(value)}")
         return f"+SPO{control}" + (f"({', '.join(differing)})" if differing else "")
 
+    def copies(self) -> dict[str, Any]:
+        """Return the settings that decide the degraded copies and their labels, as JSON values; the others at their defaults."""
+        decide = ("degrees", "order", "unit", "op", "side", "text", "fractions")
+        found = {name: value for name, value in self.model_dump(mode="json").items() if name in decide}
+        return found | {"control": self.control if self.control in ("random_removal", "shuffled_degrees") else None}
+
+    def draws(self) -> bool:
+        """Say whether the degraded copies or their labels are drawn, so that they differ from seed to seed."""
+        return self.order == "random" or self.control in ("random_removal", "shuffled_degrees")
+
     def identity(self) -> dict[str, Any]:
         """Return everything that decides the numbers, as JSON values, for keys and records."""
         return {"version": VERSION, **self.model_dump(mode="json")}

@@ -10,12 +10,10 @@ import numpy as np
 import torch
 
 from spo_bench.errors import StageError
-from spo_bench.files import read_jsonl
-from spo_bench.models.chat import completion_ids
-from spo_bench.spo.degrade import degraded_copies, degree_labels
 from spo_bench.spo.settings import SpoSettings
+from spo_bench.stages.copies import Maker
 from spo_bench.stages.reference import load
-from spo_bench.training.examples import SIDES, Copy, Example
+from spo_bench.training.examples import Copy, Example
 from spo_bench.training.loop import TrainSettings
 from spo_bench.training.objective import Reference
 from spo_bench.training.scoring import Floats
@@ -27,36 +25,17 @@ def example(
     tokenizer: Any,
     spo: SpoSettings | None,
     settings: TrainSettings,
-    on_policy: Mapping[str, Sequence[int]] | None = None,
     explored: Ints | None = None,
+    copies: Sequence[Copy] | None = None,
 ) -> Example:
     """Return a row as the loop sees it, with its degraded copies if there is SPO.
 
-    An answer that was cut has no end token and shows nothing beyond the cut; neither do its copies, else the end would tell
-    their degree. ``on_policy`` holds the SFT policy's own answers by row id, which then take the place of the data's.
-    ``explored`` is the reference's greedy answer, for an addition that wants it.
+    ``explored`` is the reference's greedy answer, for an addition that wants it. ``copies`` are those of the row where they were
+    made before; else they are made here.
     """
     prompt, chosen, rejected = (np.asarray(record[name], dtype=np.int64) for name in ("prompt_ids", "chosen_ids", "rejected_ids"))
-    copies: list[Copy] = []
-    if spo is not None:
-        intact = {i: ids for i, ids in enumerate((chosen, rejected)) if spo.side in (SIDES[i], "both")}
-        if on_policy is not None:
-            intact = {0: np.asarray(on_policy[record["id"]], dtype=np.int64)}
-        for side, ids in intact.items():
-            cut = ids[-1] != tokenizer.eos_token_id
-            whole = cut or on_policy is not None
-            text = tokenizer.decode(ids, skip_special_tokens=True).strip() if whole else record[SIDES[side]]
-            for degree, copy in zip(
-                degree_labels(text, spo, settings.seed), degraded_copies(text, spo, settings.seed), strict=True
-            ):
-                if copy is None:
-                    continue
-                # The intact copy is the answer itself, token by token.
-                tokens = (
-                    ids if copy == text else np.asarray(completion_ids(tokenizer, copy)[: -1 if cut else None], dtype=np.int64)
-                )
-                if len(tokens):
-                    copies.append(Copy(tokens[: settings.max_length - len(prompt)], degree, side))
+    if copies is None:
+        copies = Maker(spo, settings.seed, settings.max_length).copies(record, tokenizer) if spo is not None else ()
     return Example(
         id=record["id"],
         prompt=prompt,
@@ -67,11 +46,6 @@ def example(
         scores=tuple(record["scores"]) if record.get("scores") else None,
         explored=explored,
     )
-
-
-def samples_of(directory: Path) -> dict[str, list[int]]:
-    """Return the token ids of sampled answers by row id."""
-    return {row["id"]: row["ids"] for row in read_jsonl(directory / "samples.jsonl")}
 
 
 def stored_reference(inputs: Mapping[str, Path], examples: Sequence[Example], settings: TrainSettings) -> Reference:

@@ -157,10 +157,9 @@ def _sampled(work: Work, training: Training, rows: Sequence[Record], settings: M
     """Answer every row's prompt with the model as it stands."""
     model, tokenizer = training.objective.model, training.tokenizer
     model.eval()
-    seeds = [stream_seed(seed, "sampling", i) for i in range(ceil(len(rows) / settings["batch_size"]))]
+    seeds = [stream_seed(seed, "sampling", place) for place in range(len(rows))]
     stops = stop_tokens(work.inputs["policy"], tokenizer)
-    prompts = [row["prompt_ids"] for row in rows]
-    found = sample(model, tokenizer, prompts, settings, stops, seeds, training.objective.numerics)
+    found = sample(model, [row["prompt_ids"] for row in rows], settings, stops, seeds, training.objective.numerics)
     answers = []
     for row, ids in zip(rows, found, strict=True):
         kept = ids[: training.settings.max_length - len(row["prompt_ids"])]
@@ -194,7 +193,7 @@ def _pairs(
         for side, number in (("chosen", best), ("rejected", worst)):
             record |= {side: one[number][0], f"{side}_ids": one[number][1]}
         explored = np.asarray(greedy[place][1], dtype=np.int64) if explores and greedy is not None else None
-        pairs.append(example(record, training.tokenizer, training.objective.spo, training.settings, None, explored))
+        pairs.append(example(record, training.tokenizer, training.objective.spo, training.settings, explored))
     return pairs, ties
 
 

@@ -17,11 +17,12 @@ from spo_bench.models.policy import add_lora, checkpoint_activations, load_polic
 from spo_bench.spo.head import DegreeHead, add_bins, bin_counts, degree_loss
 from spo_bench.spo.settings import SpoSettings
 from spo_bench.stages.base import Work
+from spo_bench.stages.copies import load as load_copies
 from spo_bench.stages.data import load_split, loop_settings, training_rows
-from spo_bench.stages.examples import example, samples_of, stored_reference
+from spo_bench.stages.examples import example, stored_reference
 from spo_bench.stages.reference import explored_ids
 from spo_bench.stages.rounds import NO_REFERENCE, Training, run_rounds
-from spo_bench.training.examples import Example, micro_batches, stream_seed
+from spo_bench.training.examples import Copy, Example, micro_batches, stream_seed
 from spo_bench.training.forward import hidden_states, pool
 from spo_bench.training.loop import TrainSettings, fit, peak_memory, reset_peak_memory
 from spo_bench.training.objective import Objective
@@ -36,8 +37,8 @@ def run(work: Work) -> None:
     (of the loop), lora, fraction (of the training rows), equal_steps (whether a fraction takes as many steps as all
     rows),
     gradient_checkpointing, numerics; with pairs of the policy's own answers regime, generate, labeller.
-    Inputs: policy, data; offline also reference, mismatched where the method has a KL, samples where SPO degrades the policy's
-    own answers, greedy and explored where an addition wants the reference's greedy answer. What a regime needs: see ``rounds``.
+    Inputs: policy, data; copies with SPO; offline also reference, mismatched where the method has a KL, greedy and explored where
+    an addition wants the reference's greedy answer. What a regime needs: see ``rounds``.
     """
     started = time.perf_counter()
     training = prepare(work)
@@ -54,7 +55,8 @@ def run(work: Work) -> None:
     save_policy(training.objective.model, training.tokenizer, work.out / "policy")
     settings, spo = training.settings, training.objective.spo
     if spo is not None:
-        held_out = [example(r, training.tokenizer, spo, settings) for r in load_split(work.inputs["data"], "eval")]
+        rows, copies = load_split(work.inputs["data"], "eval"), load_copies(work.inputs["copies"], "eval")
+        held_out = [example(row, training.tokenizer, spo, settings, copies=made) for row, made in zip(rows, copies, strict=True)]
         summary["degrees"] = degree_accuracy(training.objective, held_out, settings)
     write_json(work.out / "summary.json", {**summary, "packing": settings.packing, "packing_fallback": training.obstacle})
 
@@ -97,13 +99,13 @@ def offline(work: Work, training: Training, log: Callable[[dict[str, Any]], None
     """Train on the data's pairs; return what to record besides the steps."""
     records, settings, objective = training.records, training.settings, training.objective
     spo = objective.spo
-    on_policy = samples_of(work.inputs["samples"]) if spo is not None and spo.text == "on_policy" else None
+    copies: Sequence[Sequence[Copy]] = [()] * len(records) if spo is None else load_copies(work.inputs["copies"], "train")
     greedy: Sequence[Ints | None] = [None] * len(records)
     if "greedy" in work.inputs:
         greedy = explored_ids(work.inputs["greedy"], records, settings.max_length)
     examples = [
-        example(record, training.tokenizer, spo, settings, on_policy, explored)
-        for record, explored in zip(records, greedy, strict=True)
+        example(record, training.tokenizer, spo, settings, explored, made)
+        for record, explored, made in zip(records, greedy, copies[: len(records)], strict=True)
     ]
     check_scores(objective.method, examples)
     fit(replace(objective, reference=stored_reference(work.inputs, examples, settings)), examples, settings, log)

@@ -42,7 +42,8 @@ class Store:
 
     def has(self, kind: str, key: str) -> bool:
         """Say whether the artifact is there and complete."""
-        return (self.path(kind, key) / "DONE").is_file()
+        # As text: a plan asks this of every stage, and building path objects would take most of its time.
+        return os.path.isfile(f"{self.root}/{kind}/{key}/DONE")
 
     def identity(self, kind: str, key: str) -> Mapping[str, Any] | None:
         """Return the identity a finished artifact was made from, None where there is no such artifact."""
@@ -77,8 +78,9 @@ class Store:
 
     def to_retry(self, kind: str, key: str) -> int:
         """Return how many things of a finished artifact may go better another time; 0: it is final, or not there."""
-        mark = self.path(kind, key) / RETRY
-        return int(mark.read_text(encoding="utf-8")) if self.has(kind, key) and mark.is_file() else 0
+        if not os.path.isfile(f"{self.root}/{kind}/{key}/{RETRY}") or not self.has(kind, key):
+            return 0
+        return int((self.path(kind, key) / RETRY).read_text(encoding="utf-8"))
 
     def remove(self, kind: str, key: str) -> None:
         """Remove an artifact, if it is there; a reader finds all of it or nothing."""

@@ -25,7 +25,7 @@ def provenance() -> Mapping[str, Any]:
         "spo_bench": spo_bench.__version__,
         "git": _git(Path(spo_bench.__file__).parent),
         "python": platform.python_version(),
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": packages(),
         "hardware": {
             "machine": platform.machine(),
             "system": platform.platform(),
@@ -34,6 +34,11 @@ def provenance() -> Mapping[str, Any]:
         },
         "command": shlex.join(["spo-bench", *sys.argv[1:]]) if Path(sys.argv[0]).name in _COMMAND else "python",
     }
+
+
+def packages() -> dict[str, str | None]:
+    """Return the versions of the packages that numbers and pictures depend on; None for one that is not installed."""
+    return {name: _version(name) for name in PACKAGES}
 
 
 def _version(name: str) -> str | None:

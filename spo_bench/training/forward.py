@@ -5,23 +5,23 @@ Full-vocabulary logits exist for one chunk of completion tokens at a time, in th
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from spo_bench.training.attention import use_tries
+from spo_bench.training.logprobs import LogProbs, chunk_rows
 from spo_bench.training.trie import Pack
-
-# One chunk of logits holds at most this many numbers (64 MiB in fp32): small enough to stay in a page-warm buffer,
-# large enough that the matrix product is efficient.
-CHUNK_ELEMENTS = 1 << 24
 
 
 def decoder(model: Any) -> Any:
     """Return the transformer under a causal language model's head, adapters included."""
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return causal.get_decoder()
+    trunk = causal.get_decoder()
+    return causal.model if trunk is causal else trunk
 
 
 def hidden_states(model: Any, batch: Pack, layer: int = -1) -> tuple[Tensor, Tensor]:
@@ -37,18 +37,18 @@ def hidden_states(model: Any, batch: Pack, layer: int = -1) -> tuple[Tensor, Ten
     """
     trunk = decoder(model)
     every = layer != -1
-    if batch.shared:
+    if batch.sight is not None:
+        use_tries(model)
+        # The mask is a stand-in that models hand on as it is: the attention function reads ``trie``.
         out = trunk(
-            input_ids=batch.grid(batch.tokens),
-            attention_mask=batch.mask(),
-            position_ids=batch.grid(batch.positions),
+            input_ids=batch.tokens[None],
+            attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=batch.tokens.device),
+            position_ids=batch.positions[None],
             use_cache=False,
             output_hidden_states=every,
+            trie=batch.sight,
         )
-        flat = [
-            states.flatten(0, 1)[batch.cells]
-            for states in (out.last_hidden_state, *((out.hidden_states[layer],) if every else ()))
-        ]
+        flat = [states[0] for states in (out.last_hidden_state, *((out.hidden_states[layer],) if every else ()))]
     else:
         padded, present = _padded(batch)
         out = trunk(input_ids=padded, attention_mask=present.long(), use_cache=False, output_hidden_states=every)
@@ -68,16 +68,21 @@ def _padded(batch: Pack) -> tuple[Tensor, Tensor]:
 
 def head_logits(model: Any, hidden: Tensor) -> Tensor:
     """Apply the language-model head with the scale or soft cap some architectures put on it: (n, hidden) -> (n, vocabulary)."""
-    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
-    logits: Tensor = causal.get_output_embeddings()(hidden)
-    config = causal.config
-    if (scale := getattr(config, "logit_scale", None)) is not None:
-        logits = logits * scale
-    if (divisor := getattr(config, "logits_scaling", None)) is not None:
-        logits = logits / divisor
-    if (cap := getattr(config, "final_logit_softcapping", None)) is not None:
-        logits = torch.tanh(logits / cap) * cap
-    return logits
+    scale, cap = head_shape(model)
+    logits: Tensor = model.get_output_embeddings()(hidden) * scale
+    return logits if cap is None else torch.tanh(logits / cap) * cap
+
+
+def head_shape(model: Any) -> tuple[float, float | None]:
+    """Return (scale, soft cap) of a model's logits."""
+    config = model.config.get_text_config()
+    factors, divisors = (
+        [float(getattr(config, name, None) or 1.0) for name in names]
+        for names in (("logit_scale", "lm_head_multiplier"), ("logits_scaling",))
+    )
+    scale = math.prod(factors) / math.prod(divisors)
+    cap = getattr(config, "final_logit_softcapping", None)
+    return scale, getattr(config, "logits_soft_cap", None) if cap is None else cap
 
 
 def token_log_probs(model: Any, hidden: Tensor, batch: Pack) -> Tensor:
@@ -92,27 +97,28 @@ def token_statistics(model: Any, hidden: Tensor, batch: Pack, collisions: bool =
     the backward pass instead of being kept. The second, the log-probability that two draws from the policy agree, has no
     gradient and is None unless ``collisions`` asks for it.
     """
+    rows, head = hidden[batch.edge_parents], model.get_output_embeddings()
+    if type(head) is torch.nn.Linear:
+        dtype = torch.get_autocast_dtype(rows.device.type) if torch.is_autocast_enabled(rows.device.type) else rows.dtype
+        edges, agreed = LogProbs.apply(rows.to(dtype), head.weight, head.bias, batch.edge_tokens, *head_shape(model), collisions)
+    else:  # an adapter on the head, or a layer of the model's own
+        edges, agreed = _checkpointed(model, rows, batch.edge_tokens, collisions)
+    return edges[batch.token_edges], agreed[batch.token_edges] if collisions else None
 
-    def chunk(rows: Tensor, targets: Tensor) -> tuple[Tensor, Tensor | None]:
-        logits = head_logits(model, rows).float()
+
+def _checkpointed(model: Any, rows: Tensor, targets: Tensor, collisions: bool) -> tuple[Tensor, Tensor]:
+    """Return both statistics of every row through whatever the head is; autograd computes each chunk again."""
+
+    def chunk(part: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+        logits = head_logits(model, part).float()
         total = logits.logsumexp(dim=1)
-        agree = (2 * logits.detach()).logsumexp(dim=1) - 2 * total.detach() if collisions else None
-        return logits.gather(1, targets[:, None])[:, 0] - total, agree
+        agree = (2 * logits.detach()).logsumexp(dim=1) - 2 * total.detach() if collisions else total.detach()
+        return logits.gather(1, wanted[:, None])[:, 0] - total, agree
 
-    rows = hidden[batch.edge_parents]
-    vocabulary = model.get_output_embeddings().weight.shape[0]
-    size = max(1, CHUNK_ELEMENTS // vocabulary)
-    pieces = [(rows[i : i + size], batch.edge_tokens[i : i + size]) for i in range(0, len(rows), size)]
-    if len(pieces) <= 1 or not torch.is_grad_enabled():
-        edges = [chunk(*piece) for piece in pieces]
-    else:
-        edges = [checkpoint(chunk, *piece, use_reentrant=False) for piece in pieces]
-    if not edges:
-        empty = hidden.new_zeros(0, dtype=torch.float32)
-        return empty, empty if collisions else None
-    values = torch.cat([edge[0] for edge in edges])[batch.token_edges]
-    agreed = [edge[1] for edge in edges if edge[1] is not None]
-    return values, torch.cat(agreed)[batch.token_edges] if agreed else None
+    size = chunk_rows(model.get_output_embeddings().weight.shape[0])
+    pieces = [(rows[i : i + size], targets[i : i + size]) for i in range(0, max(1, len(rows)), size)]
+    edges = [checkpoint(chunk, *piece, use_reentrant=False) for piece in pieces]
+    return torch.cat([edge[0] for edge in edges]), torch.cat([edge[1] for edge in edges])
 
 
 def response_sums(values: Tensor, batch: Pack) -> tuple[Tensor, Tensor]:

@@ -2,8 +2,7 @@
 
 A row is stored in depth-first order, so that "k is an ancestor of q, or q itself" is the same as ``k <= q < end[k]``, where
 ``end[k]`` is one past the last descendant of k. Rows put one after the other keep that property and cannot see each other,
-so the same comparison is the mask of many rows on one line. A pack lays its rows on lines as wide as its largest row, which
-keeps the cost of attention linear in the number of rows.
+so the same comparison is the mask of many rows on one line, without padding.
 """
 
 from __future__ import annotations
@@ -14,10 +13,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-Ints = NDArray[np.int64]
+from spo_bench.training.blocks import Ints as Ints
+from spo_bench.training.blocks import Sight, sight
 
 
 @dataclass(frozen=True)
@@ -126,9 +125,7 @@ class Pack:
 
     Attributes:
         tokens, positions: shape (nodes,).
-        cells: place of every node in the grid, line * width + column, shape (nodes,).
-        ends: one past the last column of a node's descendants, for every place of the grid, shape (lines, width); a place
-            without a node ends with itself, so that it sees itself and nothing sees it.
+        sight: which node attends to which; None where nothing is shared.
         roots: start of every separate sequence, for the layout that shares nothing; shape (sequences,).
         shared: whether rows are tries (else ``roots`` cut ``tokens`` into separate sequences).
         edge_parents, edge_tokens: the distinct (parent node, next token) steps whose log-probability is wanted, (edges,).
@@ -141,8 +138,7 @@ class Pack:
 
     tokens: Tensor
     positions: Tensor
-    cells: Tensor
-    ends: Tensor
+    sight: Sight | None
     roots: Tensor
     shared: bool
     edge_parents: Tensor
@@ -158,21 +154,7 @@ class Pack:
     def to(self, device: torch.device) -> Pack:
         """Return the pack on another device."""
         moved: dict[str, Any] = {k: v.to(device, non_blocking=True) for k, v in vars(self).items() if isinstance(v, Tensor)}
-        return replace(self, **moved)
-
-    def mask(self) -> Tensor:
-        """Return which place may attend to which: bool, shape (lines, 1, width, width), [line, -, query, key]."""
-        column = torch.arange(self.ends.shape[1], device=self.ends.device)
-        before = column[None, :] <= column[:, None]
-        return (before[None] & (column[None, :, None] < self.ends[:, None, :]))[:, None]
-
-    def grid(self, values: Tensor) -> Tensor:
-        """Lay per-node integers on the grid: (nodes,) -> (lines, width); places without a node hold 0."""
-        return (
-            torch.zeros(self.ends.numel(), dtype=values.dtype, device=values.device)
-            .scatter(0, self.cells, values)
-            .view(self.ends.shape)
-        )
+        return replace(self, **moved, sight=None if self.sight is None else self.sight.to(device))
 
 
 def pack(rows: Sequence[TrieRow], shared: bool = True) -> Pack:
@@ -196,15 +178,13 @@ def pack(rows: Sequence[TrieRow], shared: bool = True) -> Pack:
         pool_nodes += held
         pooled_lengths += [len(path) for path in held]
         offset += row.size
-    tokens = _joined([row.tokens for row in rows])
-    cells, ends = _lay_out(rows)
+    tokens, positions = _joined([row.tokens for row in rows]), _joined([row.positions for row in rows])
     edge_nodes = _joined(edges)
     starts = np.cumsum([0, *[row.size for row in rows[:-1]]])
     return Pack(
         tokens=torch.from_numpy(tokens),
-        positions=torch.from_numpy(_joined([row.positions for row in rows])),
-        cells=torch.from_numpy(cells),
-        ends=torch.from_numpy(ends),
+        positions=torch.from_numpy(positions),
+        sight=sight([row.ends for row in rows], positions) if shared else None,
         roots=torch.from_numpy(_joined([row.roots + start for row, start in zip(rows, starts, strict=True)])),
         shared=shared,
         edge_parents=torch.from_numpy(_joined(parents)[edge_nodes]),
@@ -217,26 +197,6 @@ def pack(rows: Sequence[TrieRow], shared: bool = True) -> Pack:
         pooled=len(pooled_lengths),
         last_nodes=torch.tensor([nodes[-1] for nodes in pool_nodes], dtype=torch.int64),
     )
-
-
-def _lay_out(rows: Sequence[TrieRow]) -> tuple[Ints, Ints]:
-    """Put rows on lines as wide as the largest row, each into the first line with room, largest first."""
-    width = max(row.size for row in rows)
-    used: list[int] = []
-    starts: dict[int, tuple[int, int]] = {}
-    for index in sorted(range(len(rows)), key=lambda i: -rows[i].size):
-        line = next((i for i, filled in enumerate(used) if filled + rows[index].size <= width), len(used))
-        if line == len(used):
-            used.append(0)
-        starts[index] = (line, used[line])
-        used[line] += rows[index].size
-    ends = np.tile(np.arange(1, width + 1), (len(used), 1))
-    cells = []
-    for index, row in enumerate(rows):
-        line, column = starts[index]
-        ends[line, column : column + row.size] = row.ends + column
-        cells.append(np.arange(row.size) + line * width + column)
-    return _joined(cells), ends
 
 
 def _joined(parts: Iterable[Ints]) -> Ints:

@@ -1,0 +1,120 @@
+"""The blockwise attention, FlexAttention under the same rule, and the chunked head, against the plain formulas."""
+
+import numpy as np
+import pytest
+import torch
+
+from spo_bench.training.attention import _flex, attention
+from spo_bench.training.logprobs import LogProbs
+from spo_bench.training.trie import Response, build_row, pack
+
+HEADS, KEY_HEADS, SIZE = 6, 2, 8
+
+
+def some_pack(seed=0):
+    """Rows of several blocks and rows that share one; branches that begin early and late."""
+    draw = np.random.default_rng(seed)
+    rows = []
+    for length in (3, 90, 140, 5, 7):
+        prompt, answer = draw.integers(0, 50, length), draw.integers(0, 50, 2 * length)
+        copies = [np.delete(answer, np.arange(i, i + 2)) for i in range(1, len(answer) - 2, max(1, length // 2))]
+        rows.append(build_row(prompt, [Response(answer), *(Response(copy) for copy in copies)]))
+    return pack(rows)
+
+
+def inputs(nodes, dtype=torch.float64):
+    torch.manual_seed(0)
+    shapes = ((HEADS, SIZE), (KEY_HEADS, SIZE), (KEY_HEADS, SIZE + 4))
+    return [torch.randn(1, nodes, *shape, dtype=dtype).transpose(1, 2).requires_grad_() for shape in shapes]
+
+
+def dense(query, key, value, batch, window, softcap):
+    """softmax(cap(q k / sqrt(size)) + mask) v, with the mask from each node's ancestors, walked parent by parent."""
+    nodes = len(batch.tokens)
+    ends, positions = batch.sight.ends.tolist(), batch.sight.positions.tolist()
+    seen = torch.zeros(nodes, nodes, dtype=torch.bool)
+    for q in range(nodes):
+        for k in range(q + 1):
+            seen[q, k] = q < ends[k] and (window is None or positions[q] - positions[k] < window)
+    key, value = (x.repeat_interleave(HEADS // KEY_HEADS, 1) for x in (key, value))
+    scores = query @ key.transpose(-1, -2) * SIZE**-0.5
+    scores = scores if softcap is None else torch.tanh(scores / softcap) * softcap
+    return (scores.masked_fill(~seen, float("-inf")).softmax(-1) @ value).transpose(1, 2)
+
+
+def out_and_gradients(function, parts):
+    out = function(*parts)
+    weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(out.dtype)
+    return [out, *torch.autograd.grad((out * weight).sum(), parts)]
+
+
+@pytest.mark.parametrize("softcap", [None, 1.5])
+@pytest.mark.parametrize("window", [None, 9])
+def test_blocks_give_what_the_formula_gives(window, softcap):
+    batch = some_pack()
+    assert len(batch.sight.blocks) > 2
+    assert any((~block.present).any() for block in batch.sight.blocks), "padding is tested too"
+    parts = inputs(len(batch.tokens))
+    more = {"trie": batch.sight, "sliding_window": window, "softcap": softcap}
+    ours = out_and_gradients(lambda *x: attention(None, *x, None, **more)[0], parts)
+    for found, wanted in zip(ours, out_and_gradients(lambda *x: dense(*x, batch, window, softcap), parts), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)  # scores are fp32
+
+
+@pytest.mark.parametrize("softcap", [None, 1.5])
+@pytest.mark.parametrize("window", [None, 9])
+def test_flex_attention_gives_what_the_blocks_give(window, softcap):
+    """What runs on CUDA, here in FlexAttention's own reference implementation, which has no backward pass on a CPU."""
+    batch = some_pack()
+    query, key, value = (part.detach().float() for part in inputs(len(batch.tokens)))
+    value = value[..., :SIZE].contiguous()
+    blocks = attention(None, query, key, value, None, trie=batch.sight, sliding_window=window, softcap=softcap)[0]
+    flex = _flex(query, key, value, batch.sight, SIZE**-0.5, window, softcap)
+    torch.testing.assert_close(flex, blocks, rtol=1e-4, atol=1e-5)
+
+
+def test_dropout_leaves_the_mean_and_drops():
+    batch = some_pack()
+    parts = [part.detach() for part in inputs(len(batch.tokens), torch.float32)]
+    torch.manual_seed(0)
+    whole = attention(None, *parts, None, trie=batch.sight)[0]
+    drops = torch.stack([attention(None, *parts, None, trie=batch.sight, dropout=0.3)[0] for _ in range(400)])
+    spread = drops.std(0) / 400**0.5
+    assert spread.mean() > 0
+    assert ((drops.mean(0) - whole).abs() <= 5.5 * spread + 1e-6).all()
+
+
+def test_what_is_not_computed_is_refused():
+    batch = some_pack()
+    with pytest.raises(ValueError, match="s_aux"):
+        attention(None, *inputs(len(batch.tokens)), None, trie=batch.sight, s_aux=torch.zeros(HEADS))
+
+
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize(("scale", "cap"), [(1.0, None), (0.5, 2.0)])
+def test_the_chunked_head_gives_what_the_formula_gives(monkeypatch, biased, scale, cap):
+    monkeypatch.setattr("spo_bench.training.logprobs.CHUNK_ELEMENTS", 23 * 4)
+    torch.manual_seed(0)
+    rows, weight, bias = torch.randn(11, 5), torch.randn(23, 5), torch.randn(23) if biased else None
+    targets, upstream = torch.randint(0, 23, (11,)), torch.randn(11)
+    parts = [part.requires_grad_() for part in (rows, weight, bias) if part is not None]
+    values, agree = LogProbs.apply(rows, weight, bias, targets, scale, cap, True)
+    logits = torch.nn.functional.linear(rows, weight, bias) * scale
+    logits = logits if cap is None else torch.tanh(logits / cap) * cap
+    wanted = logits.log_softmax(-1)
+    torch.testing.assert_close(values, wanted.gather(1, targets[:, None])[:, 0])
+    torch.testing.assert_close(agree, wanted.exp().square().sum(1).log())
+    plain = torch.autograd.grad((wanted.gather(1, targets[:, None])[:, 0] * upstream).sum(), parts)
+    for found, expected in zip(torch.autograd.grad((values * upstream).sum(), parts), plain, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_frozen_head_gets_no_gradient_and_nothing_of_tokens_by_vocabulary_is_held():
+    rows, weight = torch.randn(300, 5, requires_grad=True), torch.randn(2000, 5)
+    held = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: held.append(x.numel()) or x, lambda x: x):
+        values, _ = LogProbs.apply(rows, weight, None, torch.randint(0, 2000, (300,)), 1.0, None, False)
+    values.sum().backward()
+    assert rows.grad is not None
+    assert weight.grad is None
+    assert max(held) == weight.numel()
