@@ -3,9 +3,9 @@
 Usage: python benchmarks/generation.py MODEL_DIRECTORY PAIRS.jsonl[.gz] [--prompts 64] [--max-new-tokens 128] [--batch-size 32]
        python benchmarks/generation.py embedded [--store DIR]
 
-Both ways answer the same prompts, sorted by length, with the same settings. ``embedded`` is the SFT policy of the preset `quick`,
-on the prompts of its first task; it is made first if the store does not hold it. Drawn answers differ, so the ratio is of tokens a
-second; with ``--temperature 0`` the answers are the same, which is counted.
+Both ways answer the same prompts with the same settings. ``embedded`` is the SFT policy of the preset `quick`, on the prompts of
+its first task; it is made first if the store does not hold it. Drawn answers differ, so the ratio is of tokens a second; with
+``--temperature 0`` the answers are the same, which is counted.
 """
 
 from __future__ import annotations

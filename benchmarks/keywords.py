@@ -23,8 +23,7 @@ from measuring import add_output, describe, show, table
 from spo_bench.engine.local import cores_here
 from spo_bench.models.policy import load_tokenizer
 from spo_bench.plugins import get_task
-from spo_bench.spo.degrade import degraded_copies
-from spo_bench.spo.keywords import REMEMBERED
+from spo_bench.spo.degrade import REMEMBERED, degraded_copies
 from spo_bench.spo.settings import SpoSettings
 from spo_bench.stages.copies import Maker
 from spo_bench.stages.data import tokenised
@@ -64,7 +63,6 @@ def with_tokens(rows: Sequence[Any], model: Path) -> dict[str, float]:
     records = list(islice((record for record in every if record), 1000))
     maker = Maker(SpoSettings(), 0, MAX_LENGTH)
     texts = [record[side] for record in records for side in ("chosen", "rejected")]
-    degrade(texts[:1], SpoSettings())
     alone = rate(len(texts), lambda: degrade([f"{text} " for text in texts], SpoSettings()))
     whole = rate(len(texts), lambda: [maker.copies(record, tokenizer) for record in records])
     return {"with_token_ids": whole, "share_of_degradation": whole / alone}
@@ -82,11 +80,13 @@ def main() -> None:
     wanted = parser.parse_args()
     rows = [row for row in get_task(wanted.task, wanted.data).load("train", None, 0) if row.unusable is None]
     once = [text for row in rows for text in (row.chosen, row.rejected)]
+    # No text is met twice where that is not what is measured: one that was met lately is not looked at again.
+    tokens = None if wanted.model is None else with_tokens(rows, wanted.model)
     rates = {}
     for place, (name, settings) in enumerate(SETTINGS.items()):
-        texts = [f"{text}{' ' * (place + 1)}" for text in once]  # none seen before
+        texts = [f"{text}{' ' * (place + 2)}" for text in once]
         rates[name] = rate(len(texts), lambda texts=texts, settings=settings: degrade(texts, SpoSettings(**settings)))  # type: ignore[misc]
-    few = once[: REMEMBERED // 2]
+    few = [f"{text}\n" for text in once[: REMEMBERED // 2]]
     degrade(few, SpoSettings())
     rates["seen before"] = rate(len(few), lambda: degrade(few, SpoSettings()))
     many = [f"{text} {number}" for number in range(wanted.repeat) for text in once]
@@ -94,18 +94,15 @@ def main() -> None:
     rates[f"{wanted.processes} processes"] = by_processes(many, wanted.processes)
     words = sum(len(text.split()) for text in once) / len(once)
     result: dict[str, Any] = {"about": describe(), "responses": len(once), "words_each": words, "responses_a_second": rates}
-    if wanted.model is not None:
-        result["tokens"] = with_tokens(rows, wanted.model)
+    if tokens is not None:
+        result["tokens"] = tokens
 
     def text() -> str:
         lines = [f"{len(once)} responses of {words:.0f} words, three degraded copies each"]
         lines.append(table(["how", "responses a second"], [[name, f"{value:,.0f}"] for name, value in rates.items()]))
-        if "tokens" in result:
-            found = result["tokens"]
-            lines.append(
-                f"with token ids: {found['with_token_ids']:,.0f} responses a second, "
-                f"{found['share_of_degradation']:.0%} of it degradation"
-            )
+        if tokens is not None:
+            share = f"{tokens['share_of_degradation']:.0%} of it degradation"
+            lines.append(f"with token ids: {tokens['with_token_ids']:,.0f} responses a second, {share}")
         return "\n\n".join(lines)
 
     show(result, wanted, text)

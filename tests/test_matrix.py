@@ -112,8 +112,9 @@ def test_baseline_and_twin_see_the_same(finished):
     found = {(c.method, c.spo.label() if c.spo else ""): c for c in cells_of(spec, finished[1], "cpu")}
     for method in ("dpo", "kto"):
         baseline, twin = found[method, ""].stages["train"], found[method, "+SPO"].stages["train"]
-        assert {n: s.key for n, s in baseline.inputs.items()} == {n: s.key for n, s in twin.inputs.items()}
-        assert [d.split(":")[0] for d in differences(baseline.identity, twin.identity)] == ["config.spo"]
+        ours, theirs = ({n: s.key for n, s in one.inputs.items() if n != "copies"} for one in (baseline, twin))
+        assert theirs == ours
+        assert [d.split(":")[0] for d in differences(baseline.identity, twin.identity)] == ["config.spo", "copies changed"]
         for name in ("settings", "seed", "split"):
             assert found[method, ""].stages["generate"].config[name] == found[method, "+SPO"].stages["generate"].config[name]
     steps = {
@@ -138,6 +139,19 @@ def test_shared_stages_are_made_once(finished):
         "tokenizer": 1, "model": 1, "data": 1, "sft": 1, "reward_model": 1, "reference": 1, "mismatched": 1,
         "copies": 2, "train": 6, "generate": 7, "score": 7, "reward": 7, "judge": 1 + 6 * 2 + 4,
     }  # fmt: skip
+
+
+def test_mismatched_pairs_are_scored_once_for_every_learning_rate(tmp_path):
+    """They are decided by the order of the rows: by seed and batch size, not by how far a step goes."""
+    methods = ["kto", {"name": "kto", "label": "slow", "train": {"learning_rate": 1e-5}}]
+    larger = {"name": "kto", "label": "large", "train": {"batch_size": 16}}
+    found = {
+        cell.method: cell.stages["train"].inputs["mismatched"].key
+        for cell in cells_of(load_spec({**SMALL, "methods": [*methods, larger], "spo": [False]}), tmp_path, "cpu")
+        if "train" in cell.stages
+    }
+    assert found.keys() == {"kto", "slow", "large"}
+    assert found["kto"] == found["slow"] != found["large"]
 
 
 def test_data_audit_counts_add_up(finished):

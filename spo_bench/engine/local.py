@@ -12,10 +12,11 @@ from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
+from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
-from spo_bench.engine.memory import estimate, free_memory
+from spo_bench.engine.memory import PROCESS, estimate, free_memory
 from spo_bench.engine.schedule import Schedule
 from spo_bench.errors import InputError, Interrupted, SpoBenchError
 from spo_bench.stages.base import Stage
@@ -185,10 +186,14 @@ def keep_freed_memory() -> None:
 
 
 def give_back_freed_memory() -> None:
-    """Give memory that was freed back to the system, for what runs beside this process. Does nothing without glibc."""
-    gc.collect()
+    """Give memory that was freed back to the system, for what runs beside this process, where it is much: looking for it takes as
+    long as a small stage. Does nothing without Linux and glibc.
+    """
     with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
+        resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        if resident > 2 * PROCESS:
+            gc.collect()
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def _attempt(stage: Stage, store: Store, threads: int) -> str | None:

@@ -33,6 +33,8 @@ from spo_bench.task import Task
 
 DATA_SEED = 0  # which rows a limit takes; never the cell's seed, so that every seed sees the same prompts
 GOALS = (1, 4, 7, 10)  # what a goal-conditioned policy is asked for, to see whether it follows
+# Settings of the loop that do not decide who meets whom: with the same values in its key, a pass serves every learning rate.
+DESCENT: Mapping[str, Any] = {"learning_rate": 0.0, "schedule": "constant", "warmup": 0.0, "weight_decay": 0.0, "clip": 1.0}
 SHARED_SEED = 0  # of what all seeds share: the embedded weights, sft, the reward model
 
 
@@ -367,7 +369,7 @@ class ModelPlan:
             return Stage("train", version("train"), config, inputs | needed | others | held_out, local)
         inputs["reference"] = self._reference(data)
         if declaration.needs_kl:
-            matched = {**rows, "numerics": self.numerics}
+            matched = {**rows, "settings": {**settings, **DESCENT}, "numerics": self.numerics}
             inputs["mismatched"] = Stage(
                 "mismatched", version("mismatched"), matched, {"policy": self.policy, "data": data}, self.local
             )

@@ -13,7 +13,6 @@ degree / frequency over the candidates, and a phrase by the sum over its words. 
 from __future__ import annotations
 
 import re
-from functools import lru_cache
 from importlib.resources import files
 from typing import NamedTuple
 
@@ -53,7 +52,6 @@ _TOKEN = re.compile(
     rf"|((?:[$€£¥](?=\d))?[^\W_](?:{_LETTERS})?(?:(?:['’\-&]|(?<=\d)[.,:/](?=\d)){_LETTERS})*(?:(?<=\d)%)?)",
     re.MULTILINE,
 )
-REMEMBERED = 4096  # texts; of 34 words as in HH's answers some 20 MB
 # What may stand between two words of one phrase.
 SPACES = " \t\u00a0\u2009\u202f\u3000"
 
@@ -69,16 +67,7 @@ def phrases(text: str) -> list[Phrase]:
 
 
 def scan(text: str) -> tuple[list[Phrase], list[Phrase]]:
-    """Return (``words``, ``phrases``) of a text in one pass; the lists are the caller's own.
-
-    A text that was seen lately is not read again.
-    """
-    every_word, candidates = _scanned(text)
-    return list(every_word), list(candidates)
-
-
-@lru_cache(maxsize=REMEMBERED)
-def _scanned(text: str) -> tuple[tuple[Phrase, ...], tuple[Phrase, ...]]:
+    """Return (``words``, ``phrases``) of a text in one pass; the lists are the caller's own."""
     found: list[tuple[int, int, str, str]] = []  # start, end, characters, normal form
     groups: list[tuple[int, int]] = []  # index of the first word of a candidate, index after its last
     first, previous_end = -1, 0
@@ -120,4 +109,4 @@ def _scanned(text: str) -> tuple[tuple[Phrase, ...], tuple[Phrase, ...]]:
     for begin, stop in groups:
         start, end = found[begin][0], found[stop - 1][1]
         joined.append(Phrase(start, end, text[start:end], sum(word.score for word in single[begin:stop]), stop - begin))
-    return tuple(single), tuple(joined)
+    return single, joined
