@@ -27,7 +27,7 @@ from spo_bench.matrix.evaluation import Place
 from spo_bench.matrix.load import load_spec
 from spo_bench.models.numerics import Numerics
 from spo_bench.models.policy import load_policy, load_tokenizer, stop_tokens
-from spo_bench.models.sampling import sample
+from spo_bench.models.sampling import find_way, sample
 from spo_bench.stages.base import Stage
 from spo_bench.stages.data import eval_prompts
 from spo_bench.stages.registry import execute
@@ -89,6 +89,7 @@ def measure(wanted: argparse.Namespace) -> dict[str, Any]:
     tokenizer, model = load_tokenizer(directory), load_policy(directory, numerics)
     settings = {name: getattr(wanted, name) for name in ("max_new_tokens", "temperature", "top_p", "batch_size")}
     stops = stop_tokens(directory, tokenizer)
+    way = find_way(model, max(map(len, prompts)) + wanted.max_new_tokens, numerics)  # as a stage: once
     counts: dict[str, list[int]] = {"in rows": [], "in fixed batches": []}
     last: dict[str, Answers] = {}
 
@@ -101,7 +102,7 @@ def measure(wanted: argparse.Namespace) -> dict[str, Any]:
             "in fixed batches": lambda: keep(
                 "in fixed batches", in_fixed_batches(model, prompts, settings, stops, tokenizer.pad_token_id)
             ),
-            "in rows": lambda: keep("in rows", sample(model, prompts, settings, stops, range(len(prompts)), numerics)),
+            "in rows": lambda: keep("in rows", sample(model, prompts, settings, stops, range(len(prompts)), numerics, way)),
         },
         wanted.rounds,
         wanted.device,
@@ -120,6 +121,7 @@ def measure(wanted: argparse.Namespace) -> dict[str, Any]:
         "about": describe(wanted.device),
         "model": directory.name if wanted.model != "embedded" else "embedded",
         "settings": {**settings, "dtype": wanted.dtype, "threads": torch.get_num_threads()},
+        "decoding_fallback": way.obstacle,
         "prompts": len(prompts),
         "prompt_tokens": sum(map(len, prompts)),
         "ways": ways,

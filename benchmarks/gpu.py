@@ -26,12 +26,15 @@ import torch
 from measuring import GIB, SQUARE, Side, SideError, Taken, add_output, describe, matmul_rate, seconds_of, show, table, take_turns
 from own_side import Setup, examples_of, objective_of, own_side, prepared
 from synthetic import LENGTHS, LLAMAS, make_model, make_rows
-from trl_side import attention, trl_side
+from trl_side import attention_there, trl_side
 
 from spo_bench.files import write_json
 from spo_bench.spo.settings import SpoSettings
+from spo_bench.training.attention import attention
+from spo_bench.training.blocks import Sight
 from spo_bench.training.loop import START_TOLERANCE, fit
 from spo_bench.training.scoring import log_probs
+from spo_bench.training.trie import pack
 
 PAIRS = {"hh": 32, "tldr": 16, "tiny": 4}
 # What to try, best first, until one fits: (tokens here or pairs there of a forward pass, activations computed twice).
@@ -158,8 +161,10 @@ def synchronisations(wanted: argparse.Namespace) -> dict[str, int] | None:
 
 
 def kernels(wanted: argparse.Namespace) -> dict[str, Any]:
-    """Time FlexAttention with a block mask against SDPA with a boolean one, forward and backward, over one line of tries."""
-    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+    """Time the package's attention over one line of tries against SDPA with a boolean mask, forward and backward.
+
+    What a pack costs once for all layers (its masks) is timed apart.
+    """
     from torch.nn.functional import scaled_dot_product_attention
 
     cuda, count, heads, width = wanted.device != "cpu", 2 if wanted.tiny else 24, 2 if wanted.tiny else 32, 128
@@ -167,37 +172,33 @@ def kernels(wanted: argparse.Namespace) -> dict[str, Any]:
     settings = Setup(count, 1, 0.0, 4096).loop()
     rows = make_rows(tokenizer, "tiny" if wanted.tiny else "hh", count)
     tries = [item.row()[0] for item in examples_of(rows, tokenizer, SpoSettings(), settings)]
-    starts = np.cumsum([0, *(trie.size for trie in tries)])
-    size = int(starts[-1])
-    ends = torch.from_numpy(np.concatenate([trie.ends + start for trie, start in zip(tries, starts, strict=False)])).to(
-        wanted.device
-    )
+    device = torch.device(wanted.device)
 
-    def seen(_batch: torch.Tensor, _head: torch.Tensor, by: torch.Tensor, of: torch.Tensor) -> torch.Tensor:
-        return (of <= by) & (by < ends[of])
+    def fresh() -> Sight:
+        found = pack(tries).to(device).sight
+        assert found is not None
+        return found
 
-    dtype = torch.bfloat16 if cuda else torch.float32
+    kept = fresh()
+    place = torch.arange(len(kept.ends), device=device)
+    mask = (place[None] <= place[:, None]) & (place[:, None] < kept.ends[None])
     torch.manual_seed(0)
     query, key, value = (
-        torch.randn(1, heads, size, width, device=wanted.device, dtype=dtype, requires_grad=cuda) for _ in range(3)
+        torch.randn(1, heads, len(place), width, device=device, dtype=torch.bfloat16 if cuda else torch.float32).requires_grad_()
+        for _ in range(3)
     )
-    place = torch.arange(size, device=wanted.device)
-    mask = (place[None] <= place[:, None]) & (place[:, None] < ends[None])
-    blocks = create_block_mask(seen, None, None, size, size, device=wanted.device)
-    flex = torch.compile(flex_attention) if cuda else flex_attention
-    runs: dict[str, Callable[[], Any]] = {
-        "sdpa": lambda: scaled_dot_product_attention(query, key, value, attn_mask=mask),
-        "flex": lambda: flex(query, key, value, block_mask=blocks),
+    runs: dict[str, Callable[[], torch.Tensor]] = {
+        "sdpa": lambda: scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2),
+        "trie": lambda: attention(None, query, key, value, None, trie=kept)[0],
+        "trie, of a new pack": lambda: attention(None, query, key, value, None, trie=fresh())[0],
     }
-    gap = float((runs["flex"]() - runs["sdpa"]()).float().abs().max())
+    gap = float((runs["trie"]() - runs["sdpa"]()).detach().float().abs().max())
 
     def both_ways(name: str) -> None:
-        out = runs[name]()
-        if cuda:  # on a CPU FlexAttention has no backward pass
-            torch.autograd.backward(out.sum())
+        torch.autograd.backward(runs[name]().sum())
 
     seconds = {name: min(seconds_of(lambda name=name: both_ways(name), wanted.device) for _ in range(5)) for name in runs}  # type: ignore[misc]
-    return {"tokens": size, "seconds": seconds, "sdpa / flex": seconds["sdpa"] / seconds["flex"], "largest_gap": gap}
+    return {"tokens": len(place), "seconds": seconds, "sdpa / trie": seconds["sdpa"] / seconds["trie"], "largest_gap": gap}
 
 
 def measure(wanted: argparse.Namespace) -> dict[str, Any]:
@@ -208,7 +209,7 @@ def measure(wanted: argparse.Namespace) -> dict[str, Any]:
     result: dict[str, Any] = {
         "about": describe(wanted.device),
         "matmul_tflops": rate / 1e12,
-        "attention_there": attention(),
+        "attention_there": attention_there(),
         "exactness": [exactness(wanted, dtype) for dtype in ("float32", "bfloat16")],
         "synchronisations": synchronisations(wanted),
         "kernels": kernels(wanted),
@@ -259,7 +260,7 @@ def tables(result: dict[str, Any]) -> str:
         parts.append(f"tries against separate sequences, {one['dtype']}: {'the same' if one['same'] else 'NOT THE SAME'}, {gap}")
     kernel = result["kernels"]
     parts.append(
-        f"attention over {kernel['tokens']} tokens: sdpa / flex {kernel['sdpa / flex']:.2f}, gap {kernel['largest_gap']:.2g}"
+        f"attention over {kernel['tokens']} tokens: sdpa / trie {kernel['sdpa / trie']:.2f}, gap {kernel['largest_gap']:.2g}"
     )
     waits = result["synchronisations"]
     parts.append("waits for the GPU in a step: " + ("not measured, no GPU" if waits is None else str(waits or "none")))

@@ -1,9 +1,10 @@
-"""Key content and degraded copies: responses a second on one core, seen before, and by processes; and with their tokens.
+"""Key content and degraded copies: responses a second on one core and by processes, as texts and as token ids.
 
 Usage: python benchmarks/keywords.py PAIRS.jsonl[.gz] [--model MODEL_DIRECTORY] [--repeat 8] [--processes N] [--json]
 
 ``repeat`` makes the data larger by numbered copies of its answers, so that processes have something to do; they are counted from
-the first answer to the last, without their start. With ``--model``, copies are turned into token ids too, as a run stores them.
+the first answer to the last, without their start. With ``--model``, copies are also made as a run stores them: as the token ids
+of that model's tokenizer, for which its data are tokenised first (not counted).
 """
 
 from __future__ import annotations
@@ -12,9 +13,7 @@ import argparse
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from itertools import islice
-from multiprocessing import get_context
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,8 @@ from measuring import add_output, describe, show, table
 from spo_bench.engine.local import cores_here
 from spo_bench.models.policy import load_tokenizer
 from spo_bench.plugins import get_task
-from spo_bench.spo.degrade import REMEMBERED, degraded_copies
+from spo_bench.processes import Pool
+from spo_bench.spo.degrade import degraded_copies
 from spo_bench.spo.settings import SpoSettings
 from spo_bench.stages.copies import Maker
 from spo_bench.stages.data import tokenised
@@ -39,33 +39,41 @@ def degrade(texts: Sequence[str], settings: SpoSettings) -> int:
     return len(texts)
 
 
-def rate(count: int, action: Callable[[], object]) -> float:
+@lru_cache(maxsize=1)
+def loaded(model: Path) -> Any:
+    """Return a tokenizer, loaded once a process."""
+    return load_tokenizer(model)
+
+
+def encode(records: Sequence[Any], model: Path) -> int:
+    """Make the copies of both answers of tokenised rows as token ids; return how many answers there were."""
+    tokenizer, maker = loaded(model), Maker(SpoSettings(), 0, MAX_LENGTH)
+    for record in records:
+        maker.copies(record, tokenizer)
+    return 2 * len(records)
+
+
+def rate(action: Callable[[], int]) -> float:
     """Return how many responses an action does in a second of this process's own time on a core."""
     started = time.process_time()
-    action()
+    count = action()
     return count / (time.process_time() - started)
 
 
-def by_processes(texts: Sequence[str], processes: int) -> float:
-    """Return the responses a second of processes that are running already."""
-    parts = [texts[start::processes] for start in range(processes)]
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        list(pool.map(degrade, [part[:1] for part in parts], [SpoSettings()] * processes))
+def by_processes(action: Callable[[Any, Any], int], items: Sequence[Any], how: Any, processes: int) -> float:
+    """Return the responses a second of processes that are running already and have done one part of each."""
+    parts = [items[start::processes] for start in range(processes)]
+    with Pool(processes) as pool:
+        list(pool.map(action, [part[:1] for part in parts], [how] * processes))
         started = time.perf_counter()
-        list(pool.map(degrade, parts, [SpoSettings()] * processes))
-        return len(texts) / (time.perf_counter() - started)
+        return sum(pool.map(action, parts, [how] * processes)) / (time.perf_counter() - started)
 
 
-def with_tokens(rows: Sequence[Any], model: Path) -> dict[str, float]:
-    """Return the responses a second with token ids, and the share of that time that is degradation."""
-    tokenizer = load_tokenizer(model)
+def tokenised_rows(rows: Sequence[Any], model: Path) -> list[Any]:
+    """Return the usable rows with their token ids."""
+    tokenizer = loaded(model)
     every = (tokenised(row, "train", tokenizer, MAX_LENGTH, Counter())[0] for row in rows)
-    records = list(islice((record for record in every if record), 1000))
-    maker = Maker(SpoSettings(), 0, MAX_LENGTH)
-    texts = [record[side] for record in records for side in ("chosen", "rejected")]
-    alone = rate(len(texts), lambda: degrade([f"{text} " for text in texts], SpoSettings()))
-    whole = rate(len(texts), lambda: [maker.copies(record, tokenizer) for record in records])
-    return {"with_token_ids": whole, "share_of_degradation": whole / alone}
+    return [record for record in every if record]
 
 
 def main() -> None:
@@ -80,29 +88,25 @@ def main() -> None:
     wanted = parser.parse_args()
     rows = [row for row in get_task(wanted.task, wanted.data).load("train", None, 0) if row.unusable is None]
     once = [text for row in rows for text in (row.chosen, row.rejected)]
-    # No text is met twice where that is not what is measured: one that was met lately is not looked at again.
-    tokens = None if wanted.model is None else with_tokens(rows, wanted.model)
-    rates = {}
-    for place, (name, settings) in enumerate(SETTINGS.items()):
-        texts = [f"{text}{' ' * (place + 2)}" for text in once]
-        rates[name] = rate(len(texts), lambda texts=texts, settings=settings: degrade(texts, SpoSettings(**settings)))  # type: ignore[misc]
-    few = [f"{text}\n" for text in once[: REMEMBERED // 2]]
-    degrade(few, SpoSettings())
-    rates["seen before"] = rate(len(few), lambda: degrade(few, SpoSettings()))
+    counts = sorted({1, wanted.processes})
+    rates = {
+        f"texts, {name}": rate(lambda settings=settings: degrade(once, SpoSettings(**settings)))  # type: ignore[misc]
+        for name, settings in SETTINGS.items()
+    }
     many = [f"{text} {number}" for number in range(wanted.repeat) for text in once]
-    rates["1 process"] = by_processes(many, 1)
-    rates[f"{wanted.processes} processes"] = by_processes(many, wanted.processes)
+    for count in counts:
+        rates[f"texts, {count} process{'es' if count > 1 else ''}"] = by_processes(degrade, many, SpoSettings(), count)
+    if wanted.model is not None:
+        records = tokenised_rows(rows, wanted.model)
+        rates["token ids"] = rate(lambda: encode(records, wanted.model))
+        for count in counts:
+            rates[f"token ids, {count} process{'es' if count > 1 else ''}"] = by_processes(encode, records, wanted.model, count)
     words = sum(len(text.split()) for text in once) / len(once)
     result: dict[str, Any] = {"about": describe(), "responses": len(once), "words_each": words, "responses_a_second": rates}
-    if tokens is not None:
-        result["tokens"] = tokens
 
     def text() -> str:
         lines = [f"{len(once)} responses of {words:.0f} words, three degraded copies each"]
         lines.append(table(["how", "responses a second"], [[name, f"{value:,.0f}"] for name, value in rates.items()]))
-        if tokens is not None:
-            share = f"{tokens['share_of_degradation']:.0%} of it degradation"
-            lines.append(f"with token ids: {tokens['with_token_ids']:,.0f} responses a second, {share}")
         return "\n\n".join(lines)
 
     show(result, wanted, text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from spo_bench.engine.local import keep_freed_memory
 from spo_bench.errors import InputError
 from spo_bench.methods import get_method, resolve
-from spo_bench.models.numerics import Numerics
+from spo_bench.models.numerics import MICRO_TOKENS, Numerics
 from spo_bench.models.policy import add_lora, checkpoint_activations, load_policy, load_tokenizer
 from spo_bench.plugins import get_task
 from spo_bench.spo.head import DegreeHead
@@ -56,7 +57,7 @@ class Setup:
     dtype: str = "float32"
     device: str = "cpu"
     lora: bool = False
-    micro: int = 2048
+    micro: int = MICRO_TOKENS["cpu"]
     checkpointing: bool = False
     seed: int = 0
 
@@ -144,8 +145,9 @@ def step_products(directory: Path, records: Sequence[Record], setup: Setup) -> C
     load = load_of(examples_of(records, None, None, settings))
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(str(directory)))
-    share = setup.batch_size / len(records)
-    return products_of(model, min(setup.micro, round(load.tokens * share)), round(load.positions * share))
+    tokens = load.tokens * setup.batch_size / len(records)
+    tokens /= math.ceil(tokens / setup.micro)  # a step of more than one pass has that many times the same products
+    return products_of(model, round(tokens), round(tokens * load.positions / load.tokens))
 
 
 def own_side(

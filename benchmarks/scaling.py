@@ -1,16 +1,18 @@
-"""What a training step costs against rows, length and degrees; and tries against separate sequences.
+"""What a training step costs against rows, length and degrees; tries against separate sequences; a matrix against its cells.
 
-Usage: python benchmarks/scaling.py MODEL_DIRECTORY PAIRS.jsonl[.gz] [--what rows length degrees layout] [--rounds 3] [--json]
+Usage: python benchmarks/scaling.py MODEL PAIRS.jsonl[.gz] [--what rows length degrees layout cells] [--rounds 3] [--json]
 
 Real training steps, optimizer included, of DPO and of DPO with SPO, full fine-tuning. What is compared runs in turn on one model:
 the cost of a step does not depend on the weights. Rows of a step are taken evenly over the lengths of the data, so that steps of
-any number of rows are alike.
+any number of rows are alike. Cells: the whole command with an empty store, one stage at a time, for a growing number of methods,
+each with and without SPO; what a further cell costs beside its own training steps.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,15 +20,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from matrix import own_matrix
 from measuring import add_output, alternate, describe, r_squared, show, slope, table
 from own_side import Record, Setup, examples_of, load_of, objective_of, prepared, whole_rows
 
 from spo_bench.engine.local import cores_here, keep_freed_memory
+from spo_bench.models.numerics import MICRO_TOKENS
 from spo_bench.models.policy import load_policy, load_tokenizer
 from spo_bench.spo.settings import SpoSettings
 from spo_bench.training.loop import Progress, begin, fit
 
-WHAT = ("rows", "length", "degrees", "layout")
+WHAT = ("rows", "length", "degrees", "layout", "cells")
+METHODS = ("dpo", "ipo", "simpo", "kto")
 SPO = SpoSettings()
 
 
@@ -144,6 +149,36 @@ def layout(bench: Bench, count: int) -> dict[str, Any]:
     return {"lines": lines, "ratios": {f"{a} / {b}": taken[a] / taken[b] for a, b in pairs}}
 
 
+def cells(wanted: argparse.Namespace) -> dict[str, Any]:
+    """Measure a matrix against its cells: seconds of the whole command, and of training, for one, two and more methods."""
+    asked = argparse.Namespace(
+        model=wanted.model,
+        data=Path(wanted.data),
+        task=wanted.task,
+        batch=wanted.pairs,
+        steps=wanted.cell_steps,
+        max_length=wanted.max_length,
+        dtype=wanted.dtype,
+        seeds=[0],
+        jobs="1",
+    )
+    lines = []
+    for count in wanted.methods:
+        with tempfile.TemporaryDirectory() as folder:
+            found = own_matrix(argparse.Namespace(**vars(asked), methods=METHODS[:count]), Path(folder))
+        lines.append({"cells": found["cells"], "seconds": found["seconds"], "training": sum(found["training_seconds"])})
+    numbers, seconds = [line["cells"] for line in lines], [line["seconds"] for line in lines]
+    each, first = np.polyfit(numbers, seconds, 1)
+    own = sum(line["training"] for line in lines) / sum(numbers)
+    return {
+        "lines": lines,
+        "r_squared": r_squared(numbers, seconds),
+        "once": float(first),
+        "a_cell": float(each),
+        "training_a_cell": own,
+    }
+
+
 def measure(wanted: argparse.Namespace) -> dict[str, Any]:
     """Measure what is wanted."""
     torch.set_num_threads(cores_here())
@@ -157,6 +192,7 @@ def measure(wanted: argparse.Namespace) -> dict[str, Any]:
         "length": lambda: lengths(bench, wanted.pairs),
         "degrees": lambda: degrees(bench, wanted.pairs, wanted.degrees),
         "layout": lambda: layout(bench, wanted.pairs),
+        "cells": lambda: cells(wanted),
     }
     setting = {"model": wanted.model.name, "dtype": wanted.dtype, "pairs_a_step": wanted.pairs, "rows_of_data": len(records)}
     return {"about": describe(), "setting": setting, **{name: parts[name]() for name in wanted.what}}
@@ -181,6 +217,13 @@ def tables(result: dict[str, Any]) -> str:
         rows_ = [[line[key] for key in (*names, *more[:1])] + [f"{line['loss']:.6f}"] for line in found["lines"]]
         parts.append(table((*head, "tokens a pair", "loss"), rows_))
         parts.append(table(("ratio of seconds", "measured"), list(found["ratios"].items())))
+    if found := result.get("cells"):
+        keys = ("cells", "seconds", "training")
+        parts.append(table(("cells", "seconds", "of them training"), [[line[key] for key in keys] for line in found["lines"]]))
+        parts.append(
+            f"a further cell takes {found['a_cell']:.1f} s, of them {found['training_a_cell']:.1f} s its own training; "
+            f"what is made once {found['once']:.1f} s; r² {found['r_squared']:.4f}"
+        )
     return "\n\n".join(parts)
 
 
@@ -193,11 +236,13 @@ def parsed(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--what", nargs="+", default=list(WHAT), choices=WHAT)
     parser.add_argument("--rows", nargs="+", type=int, default=[4, 8, 16, 24], help="rows a step")
     parser.add_argument("--degrees", nargs="+", type=int, default=[2, 4, 8, 16])
+    parser.add_argument("--methods", nargs="+", type=int, default=[1, 2, 4], help="how many methods the matrices have")
+    parser.add_argument("--cell-steps", type=int, default=4, help="steps of a cell's training")
     parser.add_argument("--pairs", type=int, default=4, help="rows a step where they do not vary")
     parser.add_argument("--rounds", type=int, default=3, help="timed rounds, after one to warm up")
     parser.add_argument("--count", type=int, default=400, help="rows of the data that are used")
     parser.add_argument("--max-length", type=int, default=1024)
-    parser.add_argument("--micro-tokens", type=int, default=2048, help="token budget of one forward pass")
+    parser.add_argument("--micro-tokens", type=int, default=MICRO_TOKENS["cpu"], help="token budget of one forward pass")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     add_output(parser)
     return parser.parse_args(words)

@@ -52,7 +52,7 @@ def token_ids(dataset: Any) -> Ids:
     return [[list(row[f"{name}_ids"]) for name in ("prompt", "chosen", "rejected")] for row in dataset]
 
 
-def attention() -> str:
+def attention_there() -> str:
     """Return the fastest attention TRL's models can take here."""
     return "flash_attention_2" if importlib.util.find_spec("flash_attn") else "sdpa"
 
@@ -125,7 +125,7 @@ def trl_side(
         keep_freed_memory()
     policy, tokenizer = (load_policy(model, setup.numerics), load_tokenizer(model)) if isinstance(model, Path) else model()
     if setup.device.startswith("cuda"):
-        policy.set_attn_implementation(attention())
+        policy.set_attn_implementation(attention_there())
 
     class Turns(TrainerCallback):  # type: ignore[misc]
         def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, float], **_: Any) -> None:

@@ -15,6 +15,7 @@ A group of processes is held in memory together: TRL with ours, once for each ty
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -37,6 +38,7 @@ from measuring import (
 from own_side import Record, Setup, own_side, step_products, whole_rows
 from trl_side import trl_side
 
+from spo_bench.models.numerics import MICRO_TOKENS
 from spo_bench.models.policy import load_tokenizer
 from spo_bench.spo.settings import SpoSettings
 
@@ -83,16 +85,27 @@ def agreement(theirs: Taken, ours: Taken, dtype: str) -> dict[str, Any]:
     """Return the largest differences over all steps, the tolerances, and whether they are kept.
 
     Raises:
-        ValueError: the two sides trained on other token ids.
+        ValueError: the two sides trained on other token ids, or a loss is no number.
     """
     if theirs.about["ids"] != ours.about["ids"]:
         raise ValueError("TRL's token ids of these rows are not ours: the losses cannot be compared")
-    gaps = {
-        name: max(abs(a[name] - b[name]) / max(1.0, abs(a[name])) for a, b in zip(theirs.turns, ours.turns, strict=True))
-        for name in ("loss", "grad_norm")
-    }
-    allowed = TOLERANCE[dtype]
+    gaps, allowed = gaps_of(theirs, ours), TOLERANCE[dtype]
     return {"gaps": gaps, "allowed": allowed, "same": all(gaps[name] <= allowed[name] for name in gaps)}
+
+
+def gaps_of(one: Taken, other: Taken) -> dict[str, float]:
+    """Return the largest differences of losses and gradient norms over all steps, relative to max(1, |value|).
+
+    Raises:
+        ValueError: one of them is no number.
+    """
+    found = {}
+    for name in ("loss", "grad_norm"):
+        pairs = [(a[name], b[name]) for a, b in zip(one.turns, other.turns, strict=True)]
+        if not all(math.isfinite(value) for pair in pairs for value in pair):
+            raise ValueError(f"{name} of a step is no number: {pairs}")
+        found[name] = max(abs(a - b) / max(1.0, abs(a)) for a, b in pairs)
+    return found
 
 
 def ratio(name: str, value: float, target: float, at_least: bool = True) -> dict[str, Any]:
@@ -125,6 +138,7 @@ def measure(wanted: argparse.Namespace) -> dict[str, Any]:
     ratios: list[dict[str, Any]] = []
     rates: dict[str, dict[str, float]] = {}
     same: dict[str, Any] = {}
+    rounding: dict[str, dict[str, float]] = {}
     for dtype in wanted.dtypes:
         typed = replace(setup, dtype=dtype)
         group = sides(wanted.model, records, typed, wanted.trl, wanted.trl_keeps_memory)
@@ -141,7 +155,9 @@ def measure(wanted: argparse.Namespace) -> dict[str, Any]:
         both = [
             side for dtype in wanted.dtypes for side in sides(wanted.model, records, replace(setup, dtype=dtype), False, False)
         ]
-        total = {name: sum(one.seconds()) for name, one in take_turns(both, wanted.steps).items()}
+        taken = take_turns(both, wanted.steps)
+        total = {name: sum(one.seconds()) for name, one in taken.items()}
+        rounding = {name: gaps_of(taken[f"{name} float32"], taken[f"{name} bfloat16"]) for name in ("dpo", "dpo+SPO")}
         ratios += [
             ratio(f"{name} float32 / bfloat16, seconds", total[f"{name} float32"] / total[f"{name} bfloat16"], BF16)
             for name in ("dpo", "dpo+SPO")
@@ -154,6 +170,7 @@ def measure(wanted: argparse.Namespace) -> dict[str, Any]:
         "lines": list(lines.values()),
         "ratios": [{**one, "reached": (one["value"] >= one["target"]) == one["at_least"]} for one in ratios],
         "same": same,
+        "rounding": rounding,
     }
 
 
@@ -180,6 +197,9 @@ def tables(result: dict[str, Any]) -> str:
     for dtype, one in result["same"].items():
         gaps = ", ".join(f"{name} {gap:.2g} (allowed {one['allowed'][name]:g})" for name, gap in one["gaps"].items())
         parts.append(f"against TRL, {dtype}, {'the same' if one['same'] else 'NOT THE SAME'}: largest differences {gaps}")
+    for name, found in result["rounding"].items():
+        gaps = ", ".join(f"{of} {gap:.2g}" for of, gap in found.items())
+        parts.append(f"{name}, bfloat16 against float32 over all steps: largest differences {gaps}")
     return "\n\n".join(parts)
 
 
@@ -192,7 +212,7 @@ def parsed(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--pairs", type=int, default=4, help="pairs a step")
     parser.add_argument("--steps", type=int, default=4, help="timed steps, after one to warm up")
     parser.add_argument("--max-length", type=int, default=1024)
-    parser.add_argument("--micro-tokens", type=int, default=2048, help="token budget of one of our forward passes")
+    parser.add_argument("--micro-tokens", type=int, default=MICRO_TOKENS["cpu"], help="token budget of one of our forward passes")
     parser.add_argument("--learning-rate", type=float, default=1e-5, help="large enough that the losses move within a few steps")
     parser.add_argument("--dtypes", nargs="+", default=["float32"], choices=["float32", "bfloat16"])
     parser.add_argument("--no-trl", dest="trl", action="store_false", help="measure ours only")

@@ -24,7 +24,7 @@ from spo_bench.matrix.spec import Spec
 from spo_bench.models.source import EMBEDDED
 from spo_bench.stages.audit import check_dropped
 from spo_bench.stages.base import Stage
-from spo_bench.store.artifacts import HashCache, Store
+from spo_bench.store.artifacts import HashCache, Listing, Store
 from spo_bench.store.provenance import provenance
 
 STORE_VARIABLE = "SPO_BENCH_STORE"
@@ -121,6 +121,20 @@ def choose_jobs(wanted: int | str, spec: Spec, device: str) -> int:
     return cores_here() if small else max(1, cores_here() // CORES_A_JOB)
 
 
+def check_memory(memory: float | None, jobs: int) -> None:
+    """Check that a limit on what stages side by side may take has any side by side to limit.
+
+    Raises:
+        InputError: one stage at a time, which always may run.
+    """
+    if memory is not None and jobs == 1:
+        raise InputError(
+            f"--memory {memory / 2**30:g} with one stage at a time",
+            "it limits what stages side by side may take, and one alone always may run",
+            "leave --memory out, or give --jobs 2 or more",
+        )
+
+
 def cells_of(
     spec: Spec, store: Path, device: str, offline: bool = False, tasks_dirs: Sequence[str] = (), purse: str = ""
 ) -> list[Cell]:
@@ -161,8 +175,11 @@ def run(
         out: the run's directory; default ``results/NAME``. A run in the same directory is continued.
         store: where artifacts are kept; default $SPO_BENCH_STORE or ~/.cache/spo-bench.
         device: "auto", "cpu" or "cuda[:i]".
-        jobs: how many stages run side by side, where memory allows; or "auto".
-        memory: bytes that stages side by side may take by estimate; None: what is free. One stage always may run.
+        jobs: how many stages run side by side, where memory allows; or "auto", the command's default. More than one run in
+            processes of their own, which import the main module anew: a script that asks for them calls this under
+            ``if __name__ == "__main__":``. Here the default is one, which runs in this process.
+        memory: bytes that stages side by side may take by estimate, where they compute; None: what is free. One stage always
+            may run.
         offline: never ask a hub.
         tasks_dirs: further folders of task plugins.
         watch: (cells, stages to make) -> context of the watcher that is told of every stage.
@@ -174,6 +191,7 @@ def run(
     started = time.time()
     loaded = load_spec(spec, tasks_dirs=tasks_dirs)
     together = choose_jobs(jobs, loaded, device)
+    check_memory(memory, together)
     target = Path(out or Path("results") / loaded.name)
     artifacts = Store(Path(store) if store else default_store())
     purse = purse_of(target) or uuid.uuid4().hex
@@ -184,16 +202,17 @@ def run(
         check_writable(name, place)
     check_judge_key(loaded)
 
-    wanted = [stage for cell in cells for stage in cell.stages.values()]
-    for stage in unique_in_order(wanted):
-        if artifacts.to_retry(stage.kind, stage.key):  # its valid verdicts are kept as replies, so only the others are asked for
+    every, there = unique_in_order([stage for cell in cells for stage in cell.stages.values()]), Listing(artifacts.root)
+    again = {stage.key for stage in every if there.to_retry(stage.kind, stage.key)}
+    missing = [stage for stage in every if stage.key in again or not stage.done(there)]
+    for stage in missing:
+        if stage.key in again:  # its valid verdicts are kept as replies, so only the others are asked for
             artifacts.remove(stage.kind, stage.key)
-    missing = [stage for stage in unique_in_order(wanted) if not stage.done(artifacts)]
-    with watch(cells, missing) as watcher, Engine(artifacts, together, watcher, memory) as engine:
+    with watch(cells, missing) as watcher, Engine(artifacts, together, watcher, memory, every) as engine:
         if not missing and _is_finished(loaded, target, cells, artifacts):
             return Finished(target, len(cells), len(cells), {}, 0, time.time() - started)
         failures = _data(cells, artifacts, engine)
-        return _rest(loaded, target, cells, artifacts, failures, engine, len(missing), started, purse)
+        return _rest(loaded, target, cells, artifacts, failures, engine, missing, started, purse)
 
 
 def _is_finished(spec: Spec, target: Path, cells: Sequence[Cell], store: Store) -> bool:
@@ -231,7 +250,7 @@ def _rest(
     store: Store,
     failures: Mapping[str, str],
     engine: Engine,
-    made: int,
+    missing: Sequence[Stage],
     started: float,
     purse: str,
 ) -> Finished:
@@ -247,9 +266,8 @@ def _rest(
     target.mkdir(parents=True, exist_ok=True)
     write_json(target / "run.json", record)
     try:
-        wanted = [stage for cell in cells for stage in cell.stages.values()]
-        failures = {**failures, **engine.run(wanted)}
-        return _finish(target, cells, store, failures, record, made, started)
+        failures = {**failures, **engine.run(missing)}
+        return _finish(target, cells, store, failures, record, len(missing), started)
     except BaseException as error:
         write_json(target / "run.json", {**record, "status": "interrupted" if isinstance(error, Interrupted) else "failed"})
         raise

@@ -138,6 +138,18 @@ def test_small_weights_in_low_precision_hide_no_obstacle(family):
     assert (obstacle is None) == (trie_obstacle(make(family), POSITIONS) is None)
 
 
+@pytest.mark.parametrize("family", TRIES)
+def test_a_bf16_step_is_that_of_fp32_but_for_rounding(family):
+    """Weights in fp32 under autocast, forward and backward; attention must keep to one type in both."""
+    model = made(family)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert trie_obstacle(model, POSITIONS) is None
+        ours = packed(model)
+    assert (ours[0] - expected(family)[0]).abs().mean() <= 0.05
+    slope = gradient(model, ours)
+    assert torch.nn.functional.cosine_similarity(slope.double(), expected(family)[2].double(), dim=0) >= 0.97
+
+
 @pytest.mark.parametrize("family", UNKNOWN_HEADS)
 def test_a_head_that_is_not_reproduced_is_refused(family):
     """Separate sequences would be wrong as well, for the policy and its reference alike, so that nothing else would notice."""

@@ -52,8 +52,9 @@ def out_and_gradients(function, parts):
 @pytest.mark.parametrize("window", [None, 9])
 def test_blocks_give_what_the_formula_gives(window, softcap):
     batch = some_pack()
-    assert len(batch.sight.blocks) > 2
-    assert any((~block.present).any() for block in batch.sight.blocks), "padding is tested too"
+    blocks = batch.sight.within(window)[0]
+    assert len(blocks) > 2
+    assert any((~block.present).any() for block in blocks), "padding is tested too"
     parts = inputs(len(batch.tokens))
     more = {"trie": batch.sight, "sliding_window": window, "softcap": softcap}
     ours = out_and_gradients(lambda *x: attention(None, *x, None, **more)[0], parts)
@@ -90,10 +91,20 @@ def test_what_is_not_computed_is_refused():
         attention(None, *inputs(len(batch.tokens)), None, trie=batch.sight, s_aux=torch.zeros(HEADS))
 
 
+def test_a_new_kind_of_attention_is_refused_with_and_without_a_trie():
+    """Sparse attention hands its function the keys to look at; whoever overlooks them is off by nats, silently."""
+    batch = some_pack()
+    parts = [part.detach() for part in inputs(len(batch.tokens), torch.float32)]
+    for more in ({"trie": batch.sight}, {"softcap": 1.5}):
+        with pytest.raises(ValueError, match="indices"):
+            attention(None, *parts, None, indices=torch.zeros(1, 4, dtype=torch.int64), **more)
+        attention(None, *parts, None, position_ids=batch.positions[None], indices=None, is_causal=True, **more)
+
+
 @pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize(("scale", "cap"), [(1.0, None), (0.5, 2.0)])
 def test_the_chunked_head_gives_what_the_formula_gives(monkeypatch, biased, scale, cap):
-    monkeypatch.setattr("spo_bench.training.logprobs.CHUNK_ELEMENTS", 23 * 4)
+    monkeypatch.setattr("spo_bench.training.logprobs.chunk_rows", lambda *_: 4)
     torch.manual_seed(0)
     rows, weight, bias = torch.randn(11, 5), torch.randn(23, 5), torch.randn(23) if biased else None
     targets, upstream = torch.randint(0, 23, (11,)), torch.randn(11)

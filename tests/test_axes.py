@@ -28,7 +28,7 @@ LEARNED = {
 TINY = {
     **LEARNED,
     "tasks": [{"name": "controlled_dialogue", "limit": {"train": 48, "eval": 24, "heldout": 8, "sft": 64}}],
-    "sft": {"steps": 30, "batch_size": 16, "learning_rate": 2e-3},
+    "sft": {"steps": 60, "batch_size": 16, "learning_rate": 2e-3},
     "train": {"batch_size": 8, "learning_rate": 2e-4, "max_steps": 2, "max_length": 128, "micro_tokens": 1024},
     "generate": {"max_new_tokens": 24, "batch_size": 64},
 }

@@ -231,15 +231,16 @@ def test_other_losses_or_token_ids_do_not_pass():
     assert not vs_trl.agreement(taken(0.7, [1]), taken(0.7002, [1]), "float32")["same"]
     with pytest.raises(ValueError, match="token ids"):
         vs_trl.agreement(taken(0.7, [1]), taken(0.7, [2]), "float32")
+    with pytest.raises(ValueError, match="no number"):
+        vs_trl.agreement(taken(0.7, [1]), taken(math.nan, [1]), "float32")
 
 
 def test_scaling(given):
     """Every part, on a tiny model: computed tokens are linear in rows, less than linear in degrees, and fewer on tries; the two
     layouts have the same losses.
     """
-    result = scaling.measure(
-        scaling.parsed([*given, "--rows", "2", "4", "8", "--pairs", "4", "--rounds", "1", "--degrees", "2", "4"])
-    )
+    less = ["--rows", "2", "4", "8", "--pairs", "4", "--rounds", "1", "--degrees", "2", "4", "--methods", "1", "2"]
+    result = scaling.measure(scaling.parsed([*given, *less, "--cell-steps", "2"]))
     assert result["rows"]["dpo"]["r_squared"]["tokens"] > 0.97
     assert result["degrees"]["slopes"]["tokens"] < 1
     tokens = [line["tokens"] for line in result["length"]["dpo"]["lines"]]
@@ -249,6 +250,8 @@ def test_scaling(given):
         trie, separate = lines[f"{name} trie"], lines[f"{name} separate"]
         assert trie["tokens_a_pair"] < separate["tokens_a_pair"]
         assert trie["loss"] == pytest.approx(separate["loss"], abs=1e-5)
+    assert [line["cells"] for line in result["cells"]["lines"]] == [2, 4]
+    assert all(0 < line["training"] < line["seconds"] for line in result["cells"]["lines"])
     assert "r² of tokens" in scaling.tables(result)
 
 

@@ -44,6 +44,11 @@ def test_run_plan_table_report(tmp_path):
     dry = spo_bench("run", "--matrix", spec, "--dry-run", cwd=tmp_path)
     assert dry.returncode == 0, dry.stderr
     assert "missing" in dry.stdout
+    dry = spo_bench("run", "--matrix", spec, "--dry-run", "--jobs", 2, "--memory", 3, cwd=tmp_path)
+    assert "2 stages at a time, side by side within 3 GiB" in dry.stdout
+    refused = spo_bench("run", "--matrix", spec, "--dry-run", "--jobs", 1, "--memory", 3, cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "leave --memory out, or give --jobs 2 or more" in refused.stderr
     assert not (tmp_path / "results").exists()
 
     done = spo_bench("run", "--matrix", spec, "--jobs", 1, cwd=tmp_path)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
 from spo_bench.api import cells_of
+from spo_bench.files import write_json
 from spo_bench.matrix.load import load_spec
 from spo_bench.models.embedded import build_embedded
 from spo_bench.models.policy import load_tokenizer
@@ -54,6 +58,39 @@ def test_nothing_is_stored_and_read_as_nothing(tmp_path):
 def test_processes_make_the_same_copies_in_the_same_order(rows, model):
     maker = Maker(SpoSettings(control="random_removal"), 1, LENGTH)
     assert same(copies_of(rows, maker, model, processes=2), copies_of(rows, maker, model))
+
+
+UNGUARDED = """
+import os, sys, torch
+from pathlib import Path
+from spo_bench.files import read_json
+from spo_bench.spo.settings import SpoSettings
+from spo_bench.stages import copies
+from spo_bench.stages.copies import Maker, copies_of, save
+
+copies.LARGE = 1
+torch.set_num_threads(2)
+folder, model = Path(sys.argv[1]), Path(sys.argv[2])
+with (folder / "imported").open("a") as handle:
+    handle.write(f"{os.getpid()} ")
+for name, processes in (("asked", None), ("failed", 2)):
+    made = copies_of(read_json(folder / "rows.json"), Maker(SpoSettings(), 0, 64), model, processes=processes)
+    save(folder / f"{name}.safetensors", made)
+    if processes is None:
+        assert len((folder / "imported").read_text().split()) == 1, "no process was started"
+"""
+
+
+def test_a_script_that_cannot_be_imported_twice_makes_its_copies_itself(rows, model, tmp_path):
+    """Unasked it starts no process; where processes cannot start, the copies are made all the same."""
+    (tmp_path / "script.py").write_text(UNGUARDED)
+    write_json(tmp_path / "rows.json", rows)
+    command = [sys.executable, str(tmp_path / "script.py"), str(tmp_path), str(model)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    made = copies_of(rows, Maker(SpoSettings(), 0, LENGTH), model)
+    assert same(load(tmp_path, "asked"), made)
+    assert same(load(tmp_path, "failed"), made)
 
 
 def test_the_intact_copy_is_the_answer_and_a_cut_answer_s_copies_have_no_end(rows, model):

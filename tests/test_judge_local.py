@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 from conftest import tiny_model
+from tiny_models import make
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast
 
@@ -18,6 +18,7 @@ from spo_bench.judging.verdict import Question
 from spo_bench.models.chat import render
 from spo_bench.models.embedded import build_embedded
 from spo_bench.models.numerics import Numerics
+from spo_bench.training.probe import shares_prefixes
 
 CPU = Numerics("cpu", "float32", "float32")
 TEMPLATE = "Which answer is better?\n{prompt}\nFirst: {a}\nSecond: {b}"
@@ -94,7 +95,7 @@ def test_a_question_that_is_too_long_is_invalid_and_the_others_are_judged():
 
 
 def narrow_model():
-    """A model whose window is shorter than a question: over a trie, where the mask is ours, it would see more than it may."""
+    """A model whose window is shorter than a question."""
     torch.manual_seed(0)
     sizes = {"vocab_size": 61, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
     config = MistralConfig(**sizes, num_key_value_heads=2, sliding_window=4, initializer_range=0.2)
@@ -102,12 +103,22 @@ def narrow_model():
     return MistralForCausalLM(config).eval()
 
 
-def test_a_model_that_takes_no_tree_mask_is_run_on_separate_sequences():
+def test_a_window_is_kept_over_a_tree():
     model, words = narrow_model(), tokenizer()
     expected = [p_first(model, words, "good fern", "bad"), p_first(model, words, "bad", "good fern")]
-    apart, tree = (judge(model, words, share=share).compare([question()])[0] for share in (False, True))
-    assert firsts(apart) == pytest.approx(expected, abs=1e-5)
-    assert not np.allclose(firsts(tree), expected, atol=1e-3)
+    for share in (False, True):
+        assert firsts(judge(model, words, share=share).compare([question()])[0]) == pytest.approx(expected, abs=1e-5)
+    model.config.sliding_window = None
+    assert p_first(type(model)(model.config), words, "good fern", "bad") != pytest.approx(expected[0], abs=1e-3)
+
+
+def test_a_model_that_takes_no_trees_is_run_on_separate_sequences():
+    model, words = make("mamba"), tokenizer()
+    assert not shares_prefixes(model, "trie", 64, Numerics("cpu", "float32", "float32"))
+    expected = [p_first(model, words, "good fern", "bad"), p_first(model, words, "bad", "good fern")]
+    orders = judge(model, words, share=False).compare([question()])[0].orders
+    shares = [torch.tensor([order["letters"][letter] for letter in "AB"]).softmax(0)[0].item() for order in orders]
+    assert shares == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.parametrize("missing", ["{prompt}", "{a}", "{b}"])

@@ -13,6 +13,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from spo_bench.errors import StageError
 from spo_bench.models import reward
 from spo_bench.models.numerics import Numerics
 from spo_bench.models.reward import Encoded, encode, load_reward_model, rewards_of, score_answers
@@ -92,6 +93,83 @@ def test_one_token_begins_a_text_even_where_template_and_tokenizer_both_add_it(t
         assert ids.count(tokenizer.bos_token_id) == 1
         assert (ids[0], ids[-1]) == (tokenizer.bos_token_id, tokenizer.eos_token_id)
         assert len(ids) <= limit
+
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+HEADERS = (
+    "{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n{{ m.content | trim }}<|eot_id|>"
+    "{% endfor %}{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
+)
+TURNS = (
+    "{{ bos_token }}{% for m in messages %}<start_of_turn>{{ 'model' if m.role == 'assistant' else m.role }}\n"
+    "{{ m.content | trim }}<end_of_turn>\n{% endfor %}{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
+)
+THINKING = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' and loop.last %}<think></think>{% endif %}"
+    "{{ m.content.split('</think>')[-1] }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "read"),
+    [
+        (CHATML, "<|im_start|> user a <|im_end|> <|im_start|> assistant b c <|im_end|>"),  # Qwen2, SmolLM2
+        (HEADERS, "<s> <|start_header_id|> user <|end_header_id|> a <|eot_id|> <|start_header_id|> assistant <|end_header_id|>"
+         " b c <|eot_id|>"),  # Llama 3
+        (TURNS, "<s> <start_of_turn> user a <end_of_turn> <start_of_turn> model b c <end_of_turn>"),  # Gemma
+        (THINKING, "<|im_start|> user a <|im_end|> <|im_start|> assistant <think> </think> b c <|im_end|>"),  # Qwen3
+        ("{% for m in messages %} {{ m.content }}{{ eos_token if m.role == 'assistant' }}{% endfor %}", "a b c </s>"),  # Mistral
+        (TEMPLATE, "<s> a b c </s>"),  # leaves the turn open
+        (None, "<s> <unk> : a <unk> : b c </s>"),
+    ],
+)  # fmt: skip
+def test_a_conversation_is_read_as_its_template_ends_it(template, read):
+    """The turn of the answer is closed as the others are, once; the end token follows only where nothing closes it."""
+    marks = list(dict.fromkeys(word for word in read.split() if word.startswith("<") and word not in MARKS))
+    tokenizer = words([*MARKS, *marks, "user", "assistant", "model", ":"], chat_template=template)
+    tokenizer.add_special_tokens({"additional_special_tokens": marks})
+    ids = encode(tokenizer, [{"role": "user", "content": "a"}], "b c", 64).ids
+    assert tokenizer.convert_ids_to_tokens(ids) == read.split()
+
+
+@pytest.mark.real
+def test_smollm2_reads_a_finished_conversation(smollm2):
+    from spo_bench.models.policy import load_tokenizer
+
+    tokenizer = load_tokenizer(smollm2)
+    text = tokenizer.decode(encode(tokenizer, [{"role": "user", "content": "Hi."}], "Hello!", 512).ids)
+    assert text.endswith("<|im_start|>user\nHi.<|im_end|>\n<|im_start|>assistant\nHello!<|im_end|>\n")
+    assert text.count("<|im_end|>") == 3
+
+
+def test_what_pads_is_in_no_text_of_the_batch():
+    """The padding token, and the first ones that might stand in for it, are in the middle of texts."""
+    tokenizer, seen = words(MARKS, pad_token="<pad>"), []
+    model, inner = decoder(tokenizer), [(1, 0, 5, 2), (3, 1, 6, 4, 7, 2)]
+    model.register_forward_pre_hook(
+        lambda _, given, more: seen.append((more["input_ids"], model.config.pad_token_id)), with_kwargs=True
+    )
+    with torch.no_grad():
+        found = rewards_of(model, tokenizer, [Encoded(ids) for ids in inner], CPU).tolist()
+    assert found == pytest.approx([read_at_its_end(model, ids) for ids in inner], abs=1e-5)
+    assert seen[0][0][0].tolist() == [1, 0, 5, 2, 8, 8]
+    assert seen[0][1] == 8
+    with pytest.raises(StageError, match="every token"):
+        rewards_of(model, tokenizer, [Encoded(tuple(range(12)))], CPU)
+
+
+@pytest.mark.parametrize(("pad", "saved"), [("<pad>", "<pad>"), ("</s>", "<unk>"), (None, "<unk>")])
+def test_a_new_reward_model_knows_what_pads(tmp_path, pad, saved):
+    """It is read by other libraries too: in its config, and never the token that ends a text."""
+    tokenizer = words(MARKS, chat_template=TEMPLATE, **({"pad_token": pad} if pad else {}))
+    decoder(tokenizer).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    model, loaded = load_reward_model(tmp_path, CPU, fresh=True)
+    assert loaded.pad_token == saved
+    assert model.config.pad_token_id == tokenizer.convert_tokens_to_ids(saved)
 
 
 def test_equal_items_are_scored_once(monkeypatch):

@@ -452,7 +452,7 @@ def test_a_reward_model_gives_qualities_of_the_plain_prompt(tmp_path, model, tok
         source,
         model,
         {"reward_model": tmp_path / "judge"},
-        relabel={"name": "reward_augmented", "scores": "reward", "goal": 5},
+        relabel={"name": "reward_augmented", "scores": "reward", "goal": 5, "dtype": "float32"},
     )
     with torch.no_grad():
         worth = [

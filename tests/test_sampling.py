@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import chisquare
-from tiny_models import FAMILIES, RECURRENT, TRIES, VOCABULARY, make
+from tiny_models import FAMILIES, POSITIONS, RECURRENT, TRIES, VOCABULARY, make
 from transformers import GenerationConfig
 
 from spo_bench.errors import InputError, StageError
-from spo_bench.models import decoding, sampling, vllm
-from spo_bench.models.decoding import SHARED, Rows, obstacle
+from spo_bench.models import decoding, numerics, vllm
+from spo_bench.models.decoding import SHARED, Rows, Way
 from spo_bench.models.numerics import Numerics
-from spo_bench.models.sampling import choose, draws, sample
+from spo_bench.models.sampling import choose, draws, find_way, sample
 
 CPU = Numerics("cpu", "float32", "float32")
 STOP = 2
@@ -25,6 +25,10 @@ LIMIT = 12
 
 def settings(**changes):
     return {"max_new_tokens": LIMIT, "temperature": 1.0, "top_p": 1.0, "batch_size": 3} | changes
+
+
+def obstacle(model):
+    return find_way(model, POSITIONS, CPU).obstacle
 
 
 def some_prompts(common=SHARED + 1):
@@ -75,6 +79,51 @@ def test_a_model_that_gives_other_numbers_in_rows_is_not_decoded_in_them(monkeyp
     assert "cannot be laid out in rows (TypeError" in obstacle(model)
 
 
+def test_in_bfloat16_rounding_is_no_obstacle():
+    """Weights in float32 under autocast round as if they were held in bfloat16, by more than is allowed in float32."""
+    model = make("llama", hidden_size=256, intermediate_size=512, num_hidden_layers=4)
+    way = find_way(model, POSITIONS, Numerics("cpu", "bfloat16", "float32"))
+    assert way.obstacle is None
+    assert way.token_bytes in (4 * 2 * 2 * 64 * size for size in (2, 4))  # layers, keys and values, heads, their size
+
+
+def test_no_memory_left_is_no_obstacle(monkeypatch):
+    def full(*states):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(decoding.Columns, "update", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        obstacle(make("llama"))
+
+
+STRETCHED = {
+    "dynamic": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0},
+    "longrope": {
+        "rope_type": "longrope",
+        "rope_theta": 10000.0,
+        "original_max_position_embeddings": 24,
+        "short_factor": [1.0, 1.0, 1.0, 1.0],
+        "long_factor": [1.0, 3.0, 5.0, 9.0],
+        "factor": 2.0,
+    },
+}
+
+
+@pytest.mark.parametrize("kind", list(STRETCHED))
+def test_where_positions_depend_on_the_longest_sequence_an_answer_is_the_one_alone(kind):
+    """As by a model that has run nothing before: prompts of 18 to 28 tokens, 24 positions as trained, the longest one first."""
+
+    def stretched():
+        return make("llama", rope_parameters=dict(STRETCHED[kind]), max_position_embeddings=24)
+
+    prompts = sorted(some_prompts(), key=len, reverse=True)
+    wanted = [by_transformers(stretched(), [one])[0] for one in prompts]
+    model = stretched()
+    assert sample(model, prompts, settings(temperature=0), [STOP], range(8), CPU) == wanted
+    assert kind in find_way(model, 25, CPU).obstacle
+    assert find_way(stretched(), 24, CPU).obstacle is None
+
+
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "jamba"])
 def test_an_answer_does_not_depend_on_what_is_answered_beside_it(family):
     """Alone, by threes and all at once, in another order: the same draws give the same answers."""
@@ -94,7 +143,7 @@ def test_many_short_answers_move_the_cache_and_little_room_holds_few_rows(monkey
     prompts = [draw.integers(3, VOCABULARY, length).tolist() for length in draw.integers(1, 9, 60)]
     wanted = by_transformers(model, prompts)
     assert sample(model, prompts, settings(temperature=0), [STOP], range(60), CPU) == wanted
-    monkeypatch.setattr(sampling, "CACHE_TOKENS", 1)
+    monkeypatch.setattr(numerics, "CACHE_BYTES", 1)
     assert sample(model, prompts, settings(temperature=0), [STOP], range(60), CPU) == wanted
 
 
@@ -155,6 +204,20 @@ def test_the_most_probable_tokens_of_a_large_vocabulary():
     assert choose(flat.clone(), torch.tensor([1 - 1e-12]), settings(top_p=0.6)).tolist() == [last]
 
 
+def test_only_rows_that_need_it_rank_more_tokens(monkeypatch):
+    """Of a peaked, a middling and a flat row of 1,000 tokens 64, then 512, then all are ranked, for 3, 2 and 1 rows."""
+    logits = torch.linspace(0, 1, 1000)[None] * torch.tensor([[1000.0], [10.0], [0.1]])
+    ranked, topk = [], torch.Tensor.topk
+    monkeypatch.setattr(
+        torch.Tensor, "topk", lambda part, count, dim: (ranked.append((len(part), count)), topk(part, count, dim))[1]
+    )
+    found = choose(logits.clone(), torch.full((3,), 1e-9), settings(top_p=0.9)).tolist()
+    assert ranked == [(3, 64), (2, 512), (1, 1000)]
+    for row, token in zip(logits, found, strict=True):
+        shares = row.double().softmax(0).flip(0)
+        assert token == 999 - int((shares.cumsum(0) < 0.9).sum())
+
+
 def test_the_ends_of_the_unit_interval_give_tokens_that_can_be():
     """The number 0 is the first token with any weight, the one just below 1 the last."""
     logits = torch.tensor([[-torch.inf, 1.0, -torch.inf, 0.5, -torch.inf]])
@@ -162,12 +225,14 @@ def test_the_ends_of_the_unit_interval_give_tokens_that_can_be():
         assert choose(logits.clone(), torch.tensor([number], dtype=torch.float64), settings()).tolist() == [token]
 
 
-def test_logits_that_are_no_numbers_end_the_stage():
-    model = make("llama")
+@pytest.mark.parametrize("changes", [{}, {"top_p": 0.9}, {"temperature": 0}])
+@pytest.mark.parametrize("family", ["llama", "falcon-h1"])
+def test_logits_that_are_no_numbers_end_the_stage(family, changes):
+    model = make(family)
     with torch.no_grad():
         model.lm_head.weight.fill_(torch.nan)
     with pytest.raises(StageError, match="diverged"):
-        sample(model, some_prompts(), settings(), [STOP], range(8), CPU)
+        sample(model, some_prompts(), settings(**changes), [STOP], range(8), CPU, Way(None if family == "llama" else "recurrent"))
 
 
 def test_a_stream_is_its_seed_s_and_its_beginning_does_not_depend_on_how_much_is_drawn():
@@ -202,10 +267,25 @@ def test_smollm2_answers_as_with_transformers(smollm2):
 
 
 class FakeEngine:
-    def __init__(self, model, *, dtype, trust_remote_code, max_model_len, max_num_seqs, enable_lora=False, max_lora_rank=16):
-        self.made = FakeEngine.last = SimpleNamespace(**{k: v for k, v in locals().items() if k != "self"})
+    def __init__(
+        self,
+        model,
+        *,
+        dtype,
+        trust_remote_code,
+        max_model_len,
+        max_num_seqs,
+        gpu_memory_utilization,
+        skip_tokenizer_init,
+        enable_lora=False,
+        max_lora_rank=16,
+    ):
+        self.made = FakeEngine.last = SimpleNamespace(**{k: v for k, v in locals().items() if k != "self"}, ended=False)
+        self.llm_engine = SimpleNamespace(engine_core=SimpleNamespace(shutdown=lambda: setattr(self.made, "ended", True)))
 
     def generate(self, prompts, sampling_params, *, use_tqdm, lora_request):
+        if lora_request and lora_request[2].endswith("broken"):
+            raise RuntimeError("broken")
         self.made.lora_request, self.made.params = lora_request, sampling_params
         return [SimpleNamespace(outputs=[SimpleNamespace(token_ids=(*one["prompt_token_ids"][:1], STOP))]) for one in prompts]
 
@@ -221,7 +301,8 @@ def fake_vllm(monkeypatch):
     request.LoRARequest = lambda lora_name, lora_int_id, lora_path: (lora_name, lora_int_id, lora_path)
     for module in (package, lora, request):
         monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setattr(vllm, "version", lambda name: {"vllm": "0.0"}[name])
+    monkeypatch.setattr(vllm, "version", lambda name: {"vllm": "0.19.1"}[name])
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (50 * 2**30, 100 * 2**30))
 
 
 def test_vllm_is_called_with_everything_that_decides_an_answer(fake_vllm, tmp_path):
@@ -237,6 +318,10 @@ def test_vllm_is_called_with_everything_that_decides_an_answer(fake_vllm, tmp_pa
     assert (one.max_tokens, one.temperature, one.top_p, one.stop_token_ids) == (LIMIT, 0.7, 0.9, [STOP, 4])
     assert one.ignore_eos
     assert not one.detokenize
+    assert made.skip_tokenizer_init
+    assert made.gpu_memory_utilization == pytest.approx(0.95 * 0.5)
+    assert made.ended
+    assert vllm.sample(tmp_path, tmp_path, [], asked, [STOP], [], cuda) == []
 
 
 def test_vllm_takes_an_adapter_beside_its_base(fake_vllm, tmp_path):
@@ -245,6 +330,26 @@ def test_vllm_takes_an_adapter_beside_its_base(fake_vllm, tmp_path):
     made = FakeEngine.last
     assert (made.model, made.enable_lora, made.max_lora_rank) == (str(tmp_path / "base"), True, 16)
     assert made.lora_request == ("policy", 1, str(tmp_path))
+
+
+def test_vllm_s_engine_ends_where_it_fails(fake_vllm, tmp_path):
+    policy = tmp_path / "broken"
+    policy.mkdir()
+    (policy / "adapter_config.json").write_text('{"r": 12}')
+    with pytest.raises(RuntimeError):
+        vllm.sample(policy, tmp_path, [[7]], settings(), [STOP], [1], Numerics("cuda", "bfloat16", "bfloat16"))
+    assert FakeEngine.last.ended
+
+
+@pytest.mark.parametrize("installed", ["0.9.2", "0.19.0", "0.18.1+cu128"])
+def test_a_vllm_that_does_not_know_this_transformers_is_refused(installed, monkeypatch):
+    monkeypatch.setattr(vllm, "version", lambda name: installed)
+    with pytest.raises(InputError, match="with vllm 0"):
+        vllm.check("cuda")
+    monkeypatch.setattr(vllm, "version", lambda name: "0.20.0rc1")
+    assert vllm.check("cuda", 512) == "0.20.0rc1"
+    with pytest.raises(InputError, match="rank 513"):
+        vllm.check("cuda", 513)
 
 
 def test_a_matrix_with_vllm_is_refused_before_anything_is_made_where_it_cannot_answer(tmp_path):

@@ -1,19 +1,28 @@
-"""Which stages start when: cores and memory are never given out twice, and everything is run. How much memory a stage takes."""
+"""Which stages start when: cores and memory are never given out twice, and everything is run; and the processes they run in."""
 
 from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import LlamaConfig, LlamaForCausalLM
 
 import spo_bench
-from spo_bench.api import cells_of, choose_jobs
+from spo_bench.api import Quiet, cells_of, choose_jobs
+from spo_bench.engine.free import Need
 from spo_bench.engine.local import Engine, unique_in_order
-from spo_bench.engine.memory import GIB, PROCESS, estimate, free_memory
 from spo_bench.engine.schedule import Schedule
+from spo_bench.engine.shares import Share, shares
 from spo_bench.errors import InputError
+from spo_bench.files import read_json
 from spo_bench.matrix.load import load_spec
+from spo_bench.models.embedded import build_embedded
+from spo_bench.processes import Pool
 from spo_bench.stages.base import Stage
 from spo_bench.store.artifacts import Store
 
@@ -26,80 +35,148 @@ def names(started: list[tuple[Stage, int]]) -> dict[str, int]:
     return {one.config["name"]: threads for one, threads in started}
 
 
-def test_a_stage_alone_has_all_cores_and_several_share_them():
-    """Four cores, two jobs: `a` alone has 4; of b, c and d two begin with 2 each; when b ends, d has b's 2."""
-    a = stage("a")
-    b, c, d = (stage(name, a) for name in "bcd")
-    schedule = Schedule([a, b, c, d], 2, 4, float("inf"), lambda _: 1.0)
-    assert names(schedule.start()) == {"a": 4}
-    assert schedule.start() == [], "no core is free"
-    schedule.finish(a)
-    assert names(schedule.start()) == {"b": 2, "c": 2}
-    schedule.finish(b)
-    assert names(schedule.start()) == {"d": 2}
+def schedule(stages, jobs, cores, *, memory=float("inf"), needs=None, share=None, idle=0, workers=0) -> Schedule:
+    """A schedule of stages that take one core and no memory unless ``share`` and ``needs`` say otherwise, by name."""
+    needs, share = needs or {}, share or {}
+    return Schedule(
+        stages,
+        jobs,
+        cores,
+        Need(memory),
+        lambda one: Need(needs.get(one.config["name"], 0)),
+        lambda one: share.get(one.config["name"], Share(1, 1)),
+        Need(idle),
+        workers,
+    )
 
 
-def test_a_small_stage_leaves_cores_to_others():
-    one, two = stage("one", threads=1), stage("two")
-    assert names(Schedule([one, two], 2, 4, float("inf"), lambda _: 1.0).start()) == {"one": 1, "two": 3}
+def test_what_most_wait_for_goes_first():
+    """`score` is listed first and nothing waits for it; behind `reference` wait two stages, one of them only in the end."""
+    score, reference = stage("score"), stage("reference")
+    train = stage("train", reference)
+    generate = stage("generate", train)
+    one_by_one = schedule([score, reference, train, generate], 1, 1)
+    order = []
+    while one_by_one.left:
+        [(begun, _)] = one_by_one.start()
+        order.append(begun.config["name"])
+        one_by_one.finish(begun)
+    assert order == ["reference", "train", "score", "generate"]
 
 
 def test_only_what_fits_into_memory_runs_side_by_side():
-    """Ten bytes, stages of 6, 6, 4 and 20: 6 + 4 together, then 6; the one of 20 runs alone when nothing else does."""
-    needs = {"six": 6, "other": 6, "four": 4, "large": 20}
-    stages = [stage(name) for name in needs]
-    schedule = Schedule(stages, 4, 4, 10, lambda one: needs[one.config["name"]])
-    assert names(schedule.start()) == {"six": 2, "four": 2}
-    assert schedule.start() == []
-    schedule.finish(stages[0])
-    assert names(schedule.start()) == {"other": 2}
-    schedule.finish(stages[1])
-    assert schedule.start() == [], "four still runs"
-    schedule.finish(stages[2])
-    assert names(schedule.start()) == {"large": 4}
+    """Ten bytes, stages of 6, 4, 6 and 20: 6 + 4 together, then 6; the one of 20 runs alone when nothing else does."""
+    needs = {"six": 6, "four": 4, "other": 6, "large": 20}
+    stages = {name: stage(name) for name in needs}
+    four = schedule(list(stages.values()), 4, 4, memory=10, needs=needs)
+    assert names(four.start()) == {"six": 1, "four": 1}
+    assert four.start() == []
+    four.finish(stages["six"])
+    assert names(four.start()) == {"other": 1}
+    four.finish(stages["other"])
+    assert four.start() == [], "four still runs"
+    four.finish(stages["four"])
+    assert names(four.start()) == {"large": 1}
+
+
+def test_a_large_stage_is_not_overtaken_for_ever():
+    """A stage of 9 bytes waits beside one of 4; the small ones behind it would always fit, and none of them starts before it."""
+    small = [stage(f"small{number}") for number in range(4)]
+    large = stage("large")
+    needs = {"large": 9, **{one.config["name"]: 4 for one in small}}
+    two = schedule([small[0], large, *small[1:]], 2, 2, memory=10, needs=needs)
+    assert names(two.start()) == {"small0": 1}
+    two.finish(small[0])
+    assert names(two.start()) == {"large": 1}
+    two.finish(large)
+    assert names(two.start()) == {"small1": 1, "small2": 1}
+
+
+def test_idle_workers_keep_their_memory():
+    """Ten bytes, three workers of which two have nothing to do and keep 3 each: 4 + 4 would fit, 4 + 4 + 3 does not."""
+    stages = [stage("a"), stage("b")]
+    needs = {"a": 4, "b": 4}
+    assert len(schedule(stages, 2, 2, memory=10, needs=needs).start()) == 2
+    assert len(schedule(stages, 2, 2, memory=10, needs=needs, idle=3, workers=3).start()) == 1
+
+
+def test_a_stage_waits_for_all_its_cores_and_light_ones_go_on():
+    """Two cores: `wide` wants both and waits for `narrow`; `late` does not overtake it, `light` needs no core and starts."""
+    stages = {name: stage(name) for name in ("narrow", "wide", "late", "light")}
+    share = {"wide": Share(2, 2), "light": Share(1, 0)}
+    three = schedule(list(stages.values()), 3, 2, share=share)
+    assert names(three.start()) == {"narrow": 1, "light": 1}
+    three.finish(stages["narrow"])
+    assert names(three.start()) == {"wide": 2}
+    three.finish(stages["wide"])
+    assert names(three.start()) == {"late": 1}
+
+
+def test_a_judge_behind_an_endpoint_takes_no_job_and_comes_one_at_a_time():
+    """Two jobs, two such judges: both trainings run beside the first, also the one that wants all memory for itself."""
+    judges, trained = [stage("judge0"), stage("judge1")], [stage("train0"), stage("train1"), stage("large")]
+    share = {one.config["name"]: Share(1, 0, beside=True) for one in judges}
+    two = schedule([*judges, *trained], 2, 2, share=share, memory=10, needs={"judge0": 1, "judge1": 1, "large": 10})
+    assert names(two.start()) == {"judge0": 1, "train0": 1, "train1": 1}
+    two.finish(trained[0])
+    assert two.start() == []
+    two.finish(trained[1])
+    assert names(two.start()) == {"large": 1}
+    two.finish(judges[0])
+    assert two.start() == [], "the second judge has no memory left"
+    two.finish(trained[2])
+    assert names(two.start()) == {"judge1": 1}
 
 
 def test_what_depends_on_a_failed_stage_is_not_tried():
     a, other = stage("a"), stage("other")
     b = stage("b", a)
     c = stage("c", b)
-    schedule = Schedule([a, other, b, c], 1, 1, 1, lambda _: 1.0)
-    schedule.start()
-    assert {one.config["name"] for one in schedule.fail(a)} == {"b", "c"}
-    assert names(schedule.start()) == {"other": 1}
+    alone = schedule([a, other, b, c], 1, 1)
+    alone.start()
+    assert {one.config["name"] for one in alone.fail(a)} == {"b", "c"}
+    assert names(alone.start()) == {"other": 1}
 
 
 @given(
     graph=st.lists(
-        st.tuples(st.sets(st.integers(0, 11), max_size=3), st.integers(1, 12), st.booleans()), min_size=1, max_size=12
+        st.tuples(st.sets(st.integers(0, 11), max_size=3), st.integers(1, 12), st.booleans(), st.integers(0, 4)),
+        min_size=1,
+        max_size=12,
     ),
     jobs=st.integers(1, 5),
     cores=st.integers(1, 8),
     order=st.randoms(use_true_random=False),
 )
 def test_every_stage_runs_once_within_cores_and_memory(graph, jobs, cores, order):
-    """Any graph, sizes and order of ending: each stage starts once after its inputs, or is skipped because one failed."""
+    """Any graph, sizes, kinds and order of ending: each stage starts once after its inputs, or is skipped because one failed."""
     stages: list[Stage] = []
-    for place, (inputs, _, _) in enumerate(graph):
+    for place, (inputs, *_) in enumerate(graph):
         stages.append(stage(str(place), *(stages[i] for i in sorted(inputs) if i < place)))
-    needs = {str(place): need for place, (_, need, _) in enumerate(graph)}
-    schedule = Schedule(stages, jobs, cores, 10, lambda one: needs[one.config["name"]])
-    running: dict[str, tuple[Stage, int]] = {}
+    needs = {str(place): need for place, (_, need, _, _) in enumerate(graph)}
+    kinds = [Share(1, 0, jobs > 1), Share(1, 0), *(Share(n, n) for n in (1, min(2, cores), cores))]
+    share = {str(place): kinds[kind] for place, (*_, kind) in enumerate(graph)}
+    plan = schedule(stages, jobs, cores, memory=10, needs=needs, share=share)
+    running: dict[str, Stage] = {}
     ended: set[str] = set()
-    while schedule.left:
-        for one, threads in schedule.start():
+    while plan.left:
+        for one, threads in plan.start():
+            name = one.config["name"]
             assert {source.config["name"] for source in one.inputs.values()} <= ended
-            running[one.config["name"]] = (one, threads)
+            assert threads == share[name].threads
+            running[name] = one
         assert running, "something always runs"
-        assert len(running) <= jobs
-        assert sum(threads for _, threads in running.values()) <= max(cores, jobs)
-        assert len(running) == 1 or sum(needs[name] for name in running) <= 10
+        beside = [name for name in running if share[name].beside]
+        assert len(running) - len(beside) <= jobs
+        assert len(beside) <= 1
+        assert sum(share[name].cores for name in running) <= cores
+        assert len(running) - len(beside) <= 1 or sum(needs[name] for name in running.keys() - beside) <= 10
         name = order.choice(sorted(running))
-        one, _ = running.pop(name)
+        one = running.pop(name)
         if graph[int(name)][2]:
-            schedule.fail(one)
+            plan.fail(one)
         else:
-            schedule.finish(one)
+            plan.finish(one)
             ended.add(name)
     assert not running
 
@@ -141,7 +218,7 @@ def test_a_machine_without_memory_runs_one_stage_at_a_time(tmp_path):
     data = [cells[0].stages["data"], *(cell.stages["generate"] for cell in cells if cell.method == "sft")]
     trained = [cell.stages["train"] for cell in cells if "train" in cell.stages]
     told = Times()
-    with Engine(Store(tmp_path), 2, told, memory=0) as engine:
+    with Engine(Store(tmp_path), 2, told, memory=0, whole=[*data, *trained]) as engine:
         assert engine.run([*data, *trained[:1]]) == {}
         assert told.most == 1
         engine.memory = float("inf")
@@ -156,52 +233,112 @@ def test_jobs_are_a_number_or_auto():
     for given_ in ("0", "-1", "many"):
         with pytest.raises(InputError, match="give --jobs 1 or more, or --jobs auto"):
             spo_bench.run(SPEC, jobs=given_)
+    with pytest.raises(InputError, match="leave --memory out, or give --jobs 2 or more"):
+        spo_bench.run(SPEC, jobs=1, memory=2**30)
 
 
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory, embedded_copy):
-    """A Llama of 1,280 + 2 x 3,104 + 32 parameters on disk, with a tokenizer: (directory, parameters)."""
-    config = LlamaConfig(
-        vocab_size=40,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        tie_word_embeddings=True,
-        max_position_embeddings=2048,
-    )
-    model = LlamaForCausalLM(config)
-    model.save_pretrained(embedded_copy)
-    return embedded_copy, sum(weight.numel() for weight in model.parameters())
+def shares_of(jobs: int, cores: int, folder, **changes) -> dict[str, set[Share]]:
+    """Return the shares of each kind of stage of a small matrix."""
+    stages = unique_in_order([one for cell in cells_of(load_spec(SPEC | changes), folder, "cpu") for one in cell.stages.values()])
+    found = shares(stages, jobs, cores)
+    return {kind: {found[one.key] for one in stages if one.kind == kind} for kind in {one.kind for one in stages}}
 
 
-@pytest.fixture(scope="module")
-def embedded_copy(tmp_path_factory):
-    from spo_bench.models.embedded import build_embedded
-
-    folder = tmp_path_factory.mktemp("model") / "small"
-    build_embedded(folder, 0)
-    return folder
-
-
-def needs(spec: dict, folder) -> dict[str, float]:
-    """Return the most a stage of each kind takes beyond a bare process."""
-    stages = unique_in_order([one for cell in cells_of(load_spec(spec), folder, "cpu") for one in cell.stages.values()])
-    return {kind: max(estimate(one) for one in stages if one.kind == kind) - PROCESS for kind in {one.kind for one in stages}}
-
-
-def test_a_training_takes_its_weights_four_times_and_an_adapter_takes_less(directory, tmp_path):
-    """Per parameter 4 bytes held, 12 more for gradient and two moments when it is trained; the rest is the same in both."""
-    path, parameters = directory
-    spec = {**SPEC, "models": [str(path)], "train": {**SPEC["train"], "micro_tokens": 2048}}
-    full, checked = needs(spec, tmp_path), needs({**spec, "train": {**spec["train"], "gradient_checkpointing": True}}, tmp_path)
-    assert full["train"] - checked["train"] == 2048 * (12 * 32 + 4 * 64) * 4, "one layer's activations fewer"
-    assert full["train"] - full["reference"] == 12 * parameters + 2048 * (12 * 32 + 4 * 64 + 2 * 32) * 4
-    lora = needs({**spec, "train": {**spec["train"], "lora": {"rank": 2}}}, tmp_path)
-    assert lora["train"] - full["train"] == 16 * 2 * 2 * (8 * 32 + 3 * 96) - 12 * parameters
-    assert full["data"] == 0
+def test_threads_depend_on_the_run_alone(tmp_path):
+    """Eight cores and four jobs: four trainings have two each, one reference all; what runs no model takes none."""
+    directory = tmp_path / "model"
+    build_embedded(directory, 0)
+    found = shares_of(4, 8, tmp_path, models=[str(directory)])
+    assert found["train"] == {Share(2, 2)}
+    assert found["reference"] == {Share(8, 8)}
+    assert found["generate"] == {Share(2, 2)}
+    assert found["data"] == found["copies"] == found["judge"] == {Share(1, 0)}
+    assert shares_of(1, 8, tmp_path, models=[str(directory)])["train"] == {Share(8, 8)}
+    assert shares_of(4, 8, tmp_path)["train"] == {Share(1, 1)}, "the embedded model has use for one"
+    asked = {"backend": "openai", "model": "m-2030-01-01", "base_url": "http://127.0.0.1:9/v1", "api_key_env": "NONE"}
+    assert shares_of(2, 8, tmp_path, judge=asked)["judge"] == {Share(1, 0, beside=True)}
+    assert shares_of(1, 8, tmp_path, judge=asked)["judge"] == {Share(1, 0)}
 
 
-def test_free_memory_is_known_here():
-    assert 0 < free_memory("cpu") < 2**16 * GIB
+def test_a_training_notes_its_threads(tmp_path):
+    stages = unique_in_order([one for cell in cells_of(load_spec(SPEC), tmp_path, "cpu") for one in cell.stages.values()])
+    trained = [one for one in stages if one.kind == "train"]
+    with Engine(Store(tmp_path), 1, Quiet(), whole=stages) as engine:
+        assert engine.run(trained[:1]) == {}
+    assert read_json(trained[0].path(Store(tmp_path)) / "summary.json")["threads"] == 1
+
+
+class Killer(Quiet):
+    """A watcher that kills all workers of an engine, which have nothing to do, when the first stage has ended."""
+
+    engine: Engine
+    kills = 1
+
+    def finished(self, stage, seconds):
+        pool = self.engine._pool
+        if self.kills and pool is not None:
+            self.kills -= 1
+            for process in pool.started:
+                process.kill()
+                process.join()
+            time.sleep(0.5)
+
+
+def test_a_killed_idle_worker_costs_nothing(tmp_path):
+    """The next stage finds a broken pool when it is given to it, or is caught in it; it is made all the same."""
+    cells = cells_of(load_spec(SPEC), tmp_path, "cpu")
+    data, told = cells[0].stages["data"], Killer()
+    with Engine(Store(tmp_path), 2, told) as told.engine:
+        assert told.engine.run([data]) == {}
+        assert told.kills == 0
+        assert told.engine.run([cells[0].stages["sft"], *data.inputs.values()]) == {}
+
+
+PARENT = """
+import os, time
+from spo_bench.processes import Pool
+
+if __name__ == "__main__":
+    print(Pool(1).submit(os.getpid).result(), flush=True)
+    time.sleep(60)
+"""
+
+
+def test_workers_end_with_a_parent_that_is_killed(tmp_path):
+    (tmp_path / "parent.py").write_text(PARENT)
+    parent = subprocess.Popen([sys.executable, str(tmp_path / "parent.py")], stdout=subprocess.PIPE, text=True)
+    worker = int(parent.stdout.readline())
+    assert alive(worker)
+    parent.kill()
+    parent.wait()
+    wait_for(lambda: not alive(worker))
+
+
+def test_a_pool_ends_its_own_processes_and_no_others():
+    other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    with Pool(1) as bystander:
+        spare = bystander.submit(os.getpid).result()
+        pool = Pool(1)
+        pid = pool.submit(os.getpid).result()
+        pool.submit(time.sleep, 60)
+        pool.end()
+        wait_for(lambda: not alive(pid))
+        assert bystander.submit(os.getpid).result() == spare
+    assert other.poll() is None
+    other.kill()
+    other.wait()
+
+
+def alive(pid: int) -> bool:
+    """Say whether a process is there and not a mere entry whose parent has not asked after it."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def wait_for(what) -> None:
+    until = time.monotonic() + 10
+    while not what():
+        assert time.monotonic() < until
+        time.sleep(0.05)

@@ -279,6 +279,7 @@ FAULTS = [
     ("sft: {steps: 5}\nsft_tasks: [{name: controlled_dialogue, limit: {sft: 0}}]", ["sft", "steps 5 with limit.sft 0", "raise"]),
     ("rewards: [a, a]", ["rewards", "'a'", "twice"]),
     ("rewards: a", ["rewards", "'a'"]),
+    ("generate: {temperature: 0.009}", ["generate.temperature", "temperature 0.009", "set 0, or at least 0.01"]),
     ("reward_training: {epochs: 0}", ["reward_training.epochs", "greater than 0"]),
     ("name: again", ["line 5", "'name'", "again", "line 1"]),
 ]

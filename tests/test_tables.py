@@ -248,6 +248,16 @@ def test_cost_has_lengths_and_what_judging_took(tmp_path):
     assert "All judging of this run took 1,234 requests and $0.5000" in whole(out, "cost")["caption"]
 
 
+def test_seconds_on_unequal_threads_are_said_to_compare_badly(tmp_path):
+    out = make_run(tmp_path, tasks=(TASK,), methods=("dpo",), steps=2)
+    trained = sorted(out.glob("cells/*dpo*/scores.json"))
+    for path in trained:
+        write_json(path, read_json(path) | {"threads": 2})
+    assert not any("threads" in whole(out, name)["caption"] for name in ("main", "cost"))
+    write_json(trained[0], read_json(trained[0]) | {"threads": 8})
+    assert all("Trainings ran on 2 to 8 threads" in whole(out, name)["caption"] for name in ("main", "cost"))
+
+
 # --- hyperparameters ----------------------------------------------------------------------------------------------------
 
 SPEC = {

@@ -52,7 +52,7 @@ def test_mask_is_ancestry_within_a_row_and_nothing_across(rows):
     built = [build_row(p, [Response(np.array(c)) for c in cs]) for p, cs in rows]
     batch = pack(built)
     seen, times = np.zeros((len(batch.tokens),) * 2, bool), np.zeros(len(batch.tokens), int)
-    for block in batch.sight.blocks:
+    for block in batch.sight.within(None)[0]:
         for nodes, sources, bias, present in zip(*(part.numpy() for part in vars(block).values()), strict=True):
             assert (bias == 0).any(-1).all(), "a query that sees nothing has a softmax of NaN"
             times[nodes[present]] += 1
@@ -135,7 +135,7 @@ def test_log_probs_are_those_of_the_plain_model():
 def test_chunked_head_equals_one_chunk(monkeypatch):
     model = tiny_model()
     whole = numbers(model, True)
-    monkeypatch.setattr("spo_bench.training.logprobs.CHUNK_ELEMENTS", 61 * 3)
+    monkeypatch.setattr("spo_bench.training.logprobs.chunk_rows", lambda *_: 3)
     chunked = numbers(model, True)
     assert torch.allclose(whole[0], chunked[0], atol=1e-6)
     assert torch.allclose(whole[3], chunked[3], atol=1e-4 * float(whole[3].abs().max()))
@@ -144,9 +144,8 @@ def test_chunked_head_equals_one_chunk(monkeypatch):
 def test_sums_and_counts():
     """Two responses of 2 and 3 tokens: sums (1+2, 3+4+5), counts (2, 3)."""
     batch = pack([build_row([0], [Response(np.array([1, 2])), Response(np.array([3, 4, 5]))])])
-    sums, counts = response_sums(torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0]), batch)
-    assert sums.tolist() == [3.0, 12.0]
-    assert counts.tolist() == [2, 3]
+    assert response_sums(torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0]), batch).tolist() == [3.0, 12.0]
+    assert batch.scored_lengths.tolist() == [2, 3]
 
 
 def test_probe_accepts_what_works_and_names_what_does_not():

@@ -12,6 +12,7 @@ from rich.console import Console
 from spo_bench import __version__
 from spo_bench.cli import catalogue, doctor, gating, judging, results, running
 from spo_bench.errors import InputError, Interrupted, SpoBenchError
+from spo_bench.processes import allow_processes
 
 app = typer.Typer(
     name="spo-bench",
@@ -59,6 +60,7 @@ def with_matrix_value(words: Sequence[str]) -> list[str]:
 def main() -> None:
     """Run the command; the only place where errors become messages and exit codes."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    allow_processes()
     console = Console(stderr=True, highlight=False)
     try:
         code = app(args=with_matrix_value(sys.argv[1:]), standalone_mode=False)

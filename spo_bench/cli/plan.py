@@ -24,25 +24,35 @@ STYLES = {"done": "green", "stale": "yellow", "missing": "dim"}
 
 @few_collections()
 def show_plan(
-    spec: Any, out: Path, store: Path | None, device: str, offline: bool, folders: Sequence[Path] | None, as_json: bool
+    spec: Any,
+    out: Path,
+    store: Path | None,
+    device: str,
+    offline: bool,
+    folders: Sequence[Path] | None,
+    as_json: bool,
+    side_by_side: str = "",
 ) -> None:
-    """Print the state of every stage of every cell, what they take of memory, and what a judge behind an endpoint would cost."""
+    """Print the state of every stage of every cell, what they take of memory, and what a judge behind an endpoint would cost;
+    and what a run says of how many stages it would run at a time.
+    """
     from spo_bench import api
+    from spo_bench.engine.free import free_memory
     from spo_bench.engine.local import unique_in_order
-    from spo_bench.engine.memory import estimate, free_memory
+    from spo_bench.engine.memory import estimate
     from spo_bench.matrix.judge_cost import judge_plan
     from spo_bench.matrix.plan import earlier_keys, stage_states
-    from spo_bench.store.artifacts import Store
+    from spo_bench.store.artifacts import Listing
 
-    artifacts = Store(store or api.default_store())
+    artifacts = Listing(store or api.default_store())
     cells = api.cells_of(spec, artifacts.root, device, offline, [str(folder) for folder in folders or []])
     states = stage_states(cells, artifacts, earlier_keys(out))
     judging = judge_plan(spec.judge, [state.stage for state in states], artifacts, api.purse_of(out))
     asked = judging.stages if judging else {}
     every = unique_in_order([state.stage for state in states])
-    needs = {stage.key: estimate(stage) for stage in every}
     free = free_memory(api.choose_device(device))
     if as_json:
+        needs = {stage.key: round(estimate(stage, artifacts).most) for stage in every}
         print_json(
             {
                 "name": spec.name,
@@ -51,11 +61,14 @@ def show_plan(
                 "cells": [cell.id for cell in cells],
                 "stages": [
                     {"cell": s.cell, "stage": s.name, "kind": s.stage.kind, "key": s.stage.key, "state": s.state, "why": s.why}
-                    | {"memory": round(needs[s.stage.key])}
+                    | {"memory": needs[s.stage.key]}
                     | ({"judge": asdict(asked[s.stage.key])} if s.stage.key in asked else {})
                     for s in states
                 ],
-                "memory": {"free": round(free) if free < float("inf") else None},
+                "memory": {
+                    "free": round(free.host) if free.host < float("inf") else None,
+                    "device": round(free.device) if free.device < float("inf") else None,
+                },
                 "judge": judging.record() if judging else None,
             }
         )
@@ -70,10 +83,14 @@ def show_plan(
     peaks: dict[str, float] = {}
     for stage in every:
         if standing[stage.key] != "done":
-            peaks[stage.kind] = max(peaks.get(stage.kind, 0.0), needs[stage.key])
+            peaks[stage.kind] = max(peaks.get(stage.kind, 0.0), estimate(stage, artifacts).most)
     if peaks:
         shown = ", ".join(f"{kind} {_gib(need)}" for kind, need in sorted(peaks.items(), key=lambda item: -item[1]))
-        console.print(f"memory at the peak, estimated: {shown}; free now: {_gib(free)} GiB", markup=False, soft_wrap=True)
+        device_too = f", {_gib(free.device)} GiB on the device" if free.device < float("inf") else ""
+        there = f"free now: {_gib(free.host)} GiB{device_too}"
+        console.print(f"memory at the peak, estimated: {shown}; {there}", markup=False, soft_wrap=True)
+    if side_by_side:
+        console.print(side_by_side, markup=False)
     if judging:
         console.print(
             f"judge {spec.judge.model}: {judging.total}; a request that fails is repeated", markup=False, soft_wrap=True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from types import TracebackType
@@ -17,8 +18,8 @@ from spo_bench.stages.base import Stage
 class RunProgress:
     """A watcher that shows stages done by kind, cells finished, and the time that is left."""
 
-    def __init__(self, missing: Sequence[Stage], cells: Sequence[Cell], jobs: int, console: Console) -> None:
-        self.console, self.jobs = console, jobs
+    def __init__(self, missing: Sequence[Stage], cells: Sequence[Cell], console: Console) -> None:
+        self.console, self.begun = console, time.perf_counter()
         self.left: Counter[str] = Counter(stage.kind for stage in missing)
         self.total = len(missing)
         self.names: dict[str, str] = {}
@@ -86,13 +87,16 @@ class RunProgress:
             )
 
     def remaining(self) -> float | None:
-        """Return the seconds left, from the mean time of each kind of stage so far; None before anything is known."""
+        """Return the seconds left, from the mean time of each kind of stage so far, and how many ran at a time on average; None
+        before anything is known.
+        """
         known = [second for seconds in self.spent.values() for second in seconds]
         if not known:
             return None
         typical = sum(known) / len(known)
         mean: Mapping[str, float] = {kind: sum(seconds) / len(seconds) for kind, seconds in self.spent.items()}
-        return sum(count * mean.get(kind, typical) for kind, count in self.left.items()) / self.jobs
+        together = max(1.0, sum(known) / max(time.perf_counter() - self.begun, 1e-9))
+        return sum(count * mean.get(kind, typical) for kind, count in self.left.items()) / together
 
     def _label(self, stage: Stage) -> str:
         return f"{stage.kind} {self.names.get(stage.key, '')}".strip()

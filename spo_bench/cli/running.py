@@ -53,14 +53,17 @@ def run(
         typer.Option(
             "--jobs",
             metavar="N",
-            help="Stages at a time, where memory allows; auto: as many as cores serve.",
+            help="Stages at a time, where memory allows; auto: as many as have cores enough.",
             rich_help_panel=WHERE,
         ),
     ] = "auto",
     memory: Annotated[
         float | None,
         typer.Option(
-            "--memory", min=0, help="GiB that stages side by side may take \\[default: what is free].", rich_help_panel=WHERE
+            "--memory",
+            min=0,
+            help="GiB that stages side by side may take, with two jobs or more \\[default: what is free].",
+            rich_help_panel=WHERE,
         ),
     ] = None,
     offline: Offline = False,
@@ -81,23 +84,27 @@ def run(
         )
     spec = _load(matrix, method, task, model, seed, tasks)
     target = out or Path("results") / spec.name
-    if dry_run:
-        show_plan(spec, target, store, device, offline, tasks, as_json=False)
-        return
     from spo_bench import api
     from spo_bench.cli.progress import RunProgress, clock
     from spo_bench.engine.memory import GIB
     from spo_bench.matrix.judge_cost import judge_warnings
 
+    side_by_side, room = api.choose_jobs(jobs, spec, device), None if memory is None else memory * GIB
+    api.check_memory(room, side_by_side)
+    if dry_run:
+        together = f"{side_by_side} stage{'s' if side_by_side > 1 else ''} at a time"
+        within = f", side by side within {memory:g} GiB" if memory is not None else ""
+        show_plan(spec, target, store, device, offline, tasks, as_json=False, side_by_side=together + within)
+        return
+
     console = Console(stderr=True, highlight=False)
     for warning in judge_warnings(spec.judge):
         console.print(f"warning: {warning}", markup=False, soft_wrap=True)
-    side_by_side = api.choose_jobs(jobs, spec, device)
 
     def watch(cells: Sequence[Cell], missing: Sequence[Stage]) -> RunProgress:
         counts = f"{len(cells)} cells, {len(missing)} stages to make, {side_by_side} at a time"
         console.print(f"{spec.name}: {counts}; {target}", markup=False)
-        return RunProgress(missing, cells, side_by_side, console)
+        return RunProgress(missing, cells, console)
 
     folders = [str(folder) for folder in tasks or []]
     try:
@@ -107,7 +114,7 @@ def run(
             store=store,
             device=device,
             jobs=side_by_side,
-            memory=None if memory is None else memory * GIB,
+            memory=room,
             offline=offline,
             tasks_dirs=folders,
             watch=watch,

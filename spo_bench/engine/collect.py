@@ -74,7 +74,8 @@ def write_cell(run: Path, cell: Cell, store: Store, provenance: Mapping[str, Any
     read = {stage.config["judge"]["kind"] != "gold" for name, stage in cell.stages.items() if name.startswith("judge/")}
     found = scores(paths, judged, control_length=True in read)
     write_json(folder / "scores.json", {**found, "prompts": texts(paths)})
-    write_json(folder / "provenance.json", {**provenance, "keys": keys, "seed": cell.seed, **contents(cell, store)})
+    told = {"fallbacks": {name: found for name in ("train", "generate") if name in paths and (found := fallbacks(paths[name]))}}
+    write_json(folder / "provenance.json", {**provenance, "keys": keys, "seed": cell.seed, **told, **contents(cell, store)})
     retry = sum(store.to_retry(stage.kind, stage.key) for stage in cell.stages.values())
     write_json(folder / "DONE", {"keys": keys, "retry": retry})
 
@@ -84,6 +85,12 @@ def is_written(run: Path, cell: Cell) -> bool:
     done = run / "cells" / cell.id / "DONE"
     before = read_json(done) if done.is_file() else {}
     return before.get("keys") == {name: stage.key for name, stage in cell.stages.items()} and not before.get("retry")
+
+
+def fallbacks(artifact: Path) -> dict[str, str]:
+    """Return why a stage went a slower way than it might have, as its summary says: what ("packing", "decoding") -> reason."""
+    summary = read_json(artifact / "summary.json")
+    return {key.removesuffix("_fallback"): why for key, why in summary.items() if key.endswith("_fallback") and why}
 
 
 def texts(paths: Mapping[str, Path]) -> dict[str, dict[str, str]]:
@@ -175,7 +182,8 @@ def scores(paths: Mapping[str, Path], judged: Sequence[Mapping[str, Any]], contr
     if summary:
         scalars = {name: {"value": float(summary[name]), "higher_is_better": higher} for name, higher in COSTS.items()}
     bins = summary["degrees"]["bins"] if summary.get("degrees") else {}
-    return {"metrics": metrics, "scalars": scalars, "length_controlled": controlled, "degree_bins": bins}
+    threads = summary.get("threads")
+    return {"metrics": metrics, "scalars": scalars, "threads": threads, "length_controlled": controlled, "degree_bins": bins}
 
 
 def length_controlled_rate(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

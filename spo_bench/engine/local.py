@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import multiprocessing
 import os
+import sys
 import time
 import traceback
 from collections.abc import Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
-from spo_bench.engine.memory import PROCESS, estimate, free_memory
+from spo_bench.engine.free import Need, free_memory
+from spo_bench.engine.memory import CUDA_PROCESS, PROCESS, estimate
 from spo_bench.engine.schedule import Schedule
+from spo_bench.engine.shares import shares
 from spo_bench.errors import InputError, Interrupted, SpoBenchError
+from spo_bench.processes import Pool
 from spo_bench.stages.base import Stage
 from spo_bench.stages.registry import execute
 from spo_bench.store.artifacts import Store
@@ -60,14 +64,22 @@ class Engine:
 
     Args:
         store: where artifacts are.
-        jobs: how many stages run at a time; one runs in this process.
+        jobs: how many stages run at a time; one runs in this process. Several run in processes of their own, and one more
+            beside them where a judge behind an endpoint is asked.
         watcher: who is told.
-        memory: bytes that stages may take together; None: what is free when the first of them starts. One stage always may run.
+        memory: bytes that stages may take together where they compute; None: what is free when the first of them starts. One
+            stage always may run.
+        whole: the stages of the run, which decide with all they need how many threads each has; None: those that ``run`` is
+            given.
     """
 
-    def __init__(self, store: Store, jobs: int, watcher: Watcher, memory: float | None = None) -> None:
-        self.store, self.jobs, self.watcher, self.memory = store, jobs, watcher, memory
-        self._pool: ProcessPoolExecutor | None = None
+    def __init__(
+        self, store: Store, jobs: int, watcher: Watcher, memory: float | None = None, whole: Sequence[Stage] | None = None
+    ) -> None:
+        self.store, self.jobs, self.watcher, self.memory, self.whole = store, jobs, watcher, memory, whole
+        self._pool: Pool | None = None
+        self._workers = jobs
+        self._free: Need | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -75,10 +87,10 @@ class Engine:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._pool is None:
             return
-        if error is not None:
-            for process in multiprocessing.active_children():
-                process.terminate()
-        self._pool.shutdown(wait=error is None, cancel_futures=True)
+        if error is None:
+            self._pool.shutdown()
+        else:
+            self._pool.end()
         self._pool = None
 
     def run(self, stages: Sequence[Stage]) -> dict[str, str]:
@@ -93,13 +105,28 @@ class Engine:
         missing = [stage for stage in unique_in_order(stages) if not stage.done(self.store)]
         if not missing:
             return {}
-        if self.memory is None:
-            self.memory = free_memory(missing[0].local.get("device", "cpu"))
-        schedule = Schedule(missing, self.jobs, cores_here(), self.memory, estimate)
+        schedule = self._schedule(stages, missing)
         try:
             return self._in_turn(schedule) if self.jobs == 1 else self._side_by_side(schedule)
         except KeyboardInterrupt as error:
             raise Interrupted("interrupted") from error
+
+    def _schedule(self, stages: Sequence[Stage], missing: Sequence[Stage]) -> Schedule:
+        cores = cores_here()
+        device = next((one.local["device"] for one in missing if "device" in one.local), "cpu")
+        if self._free is None:
+            self._free = free_memory(device)
+        room, idle = self._free, Need(PROCESS)
+        if device.startswith("cuda"):
+            idle = Need(CUDA_PROCESS, PROCESS)
+            room = room if self.memory is None else room._replace(device=self.memory)
+        elif self.memory is not None:
+            room = room._replace(host=self.memory)
+        share = shares(unique_in_order(stages if self.whole is None else self.whole), self.jobs, cores)
+        self._workers = self.jobs + any(one.beside for one in share.values())
+        workers = len(self._pool.started) if self._pool is not None else 0
+        need = partial(estimate, store=self.store)
+        return Schedule(missing, self.jobs, cores, room, need, lambda stage: share[stage.key], idle, workers)
 
     def _in_turn(self, schedule: Schedule) -> dict[str, str]:
         failures: dict[str, str] = {}
@@ -119,13 +146,9 @@ class Engine:
         running: dict[Future[str | None], tuple[Stage, float]] = {}
         while schedule.left:
             for stage, threads in schedule.start():
-                self._pool = self._pool or _pool(self.jobs)
                 self.watcher.started(stage)
-                running[self._pool.submit(_attempt, stage, self.store, threads)] = (stage, time.perf_counter())
-            finished = wait(running, return_when=FIRST_COMPLETED).done
-            if any(isinstance(future.exception(), BrokenProcessPool) for future in finished):
-                self._pool, finished = None, wait(running).done
-            for future in finished:
+                running[self._submit(stage, threads)] = (stage, time.perf_counter())
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
                 stage, started = running.pop(future)
                 if not isinstance(future.exception(), BrokenProcessPool):
                     reason = future.result()
@@ -135,6 +158,14 @@ class Engine:
                     reason = f"{stage.kind}: its process was killed (out of memory?)"
                 self._tell(schedule, stage, reason, time.perf_counter() - started, failures)
         return failures
+
+    def _submit(self, stage: Stage, threads: int) -> Future[str | None]:
+        """Give a stage to a worker, of a new pool where the old one is broken, perhaps because an idle worker was killed."""
+        if self._pool is not None:
+            with suppress(BrokenProcessPool):
+                return self._pool.submit(_attempt, stage, self.store, threads)
+        self._pool = Pool(self._workers, _few_threads, (max(1, cores_here() // self.jobs),))
+        return self._pool.submit(_attempt, stage, self.store, threads)
 
     def _tell(self, schedule: Schedule, stage: Stage, reason: str | None, seconds: float, failures: dict[str, str]) -> None:
         """Note how a stage ended; what depends on one that failed is skipped for the same reason."""
@@ -153,13 +184,6 @@ def run_stages(stages: Sequence[Stage], store: Store, jobs: int, watcher: Watche
     """Make every missing artifact with an engine of their own; return key -> reason for those that could not be made."""
     with Engine(store, jobs, watcher, memory) as engine:
         return engine.run(stages)
-
-
-def _pool(jobs: int) -> ProcessPoolExecutor:
-    # Fresh interpreters: a forked one would share torch's threads with its parent, and hang.
-    return ProcessPoolExecutor(
-        jobs, mp_context=multiprocessing.get_context("spawn"), initializer=_few_threads, initargs=(max(1, cores_here() // jobs),)
-    )
 
 
 def _few_threads(count: int) -> None:
@@ -187,8 +211,12 @@ def keep_freed_memory() -> None:
 
 def give_back_freed_memory() -> None:
     """Give memory that was freed back to the system, for what runs beside this process, where it is much: looking for it takes as
-    long as a small stage. Does nothing without Linux and glibc.
+    long as a small stage. Of a CUDA device always; of this machine only with Linux and glibc.
     """
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        gc.collect()
+        torch.cuda.empty_cache()
     with suppress(OSError, AttributeError):
         resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
         if resident > 2 * PROCESS:

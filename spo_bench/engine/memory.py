@@ -1,23 +1,26 @@
-"""How much memory a stage takes at its peak, estimated before it runs, and how much is free. No heavy import: planning uses this.
+"""How much memory a stage takes at its peak, estimated before it runs. No heavy import: planning uses this.
 
 The estimate is rough (compare it with ``peak_memory`` of a training) and is there to decide what may run side by side:
 
-- a process that has loaded its libraries: ``PROCESS``;
+- a process that has loaded its libraries: ``PROCESS``, with CUDA ``CUDA_PROCESS`` and a context on the device;
+- a row of the data: ``ROW`` bytes as it is read, ``COPIES`` more with its degraded copies;
 - a model that is only run: its weights, in the type they are held in;
 - a model that is trained fully: weights, gradients and AdamW's two moments, 16 bytes a parameter in fp32; under an adapter the
   weights as they are held, and 16 bytes a parameter of the adapter;
-- trained on its own answers, or with a reference that follows it: the trained weights once more;
-- activations of one forward pass of ``micro_tokens`` tokens: kept for the backward pass in training, a token and layer
-  ``12 width + 4 inner`` numbers (inputs and outputs of norms and projections; gate, up, activation and their product), of one
-  layer alone where they are computed twice or not kept;
-- generation: keys and values of a whole batch at its longest;
+- trained on its own answers, or with a reference that follows it: the trained weights once more; and the weights of whom ranks
+  its answers;
+- activations of one forward pass: of ``micro_tokens`` tokens, or of the longest row, which stands alone where it is longer; kept
+  for the backward pass in training, a token and layer ``12 width + 4 inner`` numbers (inputs and outputs of norms and
+  projections; gate, up, activation and their product), of one layer alone where they are computed twice or not kept;
+- generation, also between the steps of a training on the policy's own answers: keys and values of all answers under way, as they
+  are held, within ``CACHE_BYTES``; vLLM takes what there is, so it runs alone;
 - logits: a few buffers of one chunk.
 """
 
 from __future__ import annotations
 
 import json
-import subprocess
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -25,18 +28,24 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from spo_bench.files import read_json
+from spo_bench.engine.free import INFINITE, Need, gpu_size
+from spo_bench.files import read_json, read_jsonl
 from spo_bench.models.embedded import ARCHITECTURE, vocabulary
-from spo_bench.models.numerics import CACHE_TOKENS
-from spo_bench.stages.base import Stage
+from spo_bench.models.numerics import cache_shape
+from spo_bench.stages.base import Stage, plain_data
+from spo_bench.store.artifacts import Store
 
 GIB = 2**30
 PROCESS = 0.5 * GIB
+CUDA_PROCESS = 3 * GIB
 LOGITS = 0.25 * GIB
+ROW, COPIES = 12 * 2**10, 5 * 2**10
 BYTES = {"float32": 4, "bfloat16": 2}
 TRAINED = 16  # bytes a trained parameter: value, gradient, two moments
 TRAINING = ("train", "sft", "reward_model")
+ROWWISE = ("train", "sft", "reward_model", "reference", "mismatched", "explored", "score")  # these never split a row
 FORWARD_TOKENS = 4096  # of stages whose config has no budget: reward models and judges
+READ = 64 * 2**20  # bytes of rows that are looked through for the longest one; more take too long before a start
 
 
 @dataclass(frozen=True)
@@ -50,44 +59,158 @@ class Size:
     keys: int
 
 
-def estimate(stage: Stage) -> float:
-    """Return the peak memory of a stage in bytes, roughly."""
-    size = _size(stage) if "numerics" in stage.config else None
-    if size is None:
-        return PROCESS
+def estimate(stage: Stage, store: Store | None = None) -> Need:
+    """Return the peak memory of a stage, roughly.
+
+    Args:
+        stage: any.
+        store: where its inputs are looked at as far as they are there; None: only its settings are known.
+    """
+    rows = _rows(stage, store) * (ROW + (COPIES if stage.kind == "copies" or "copies" in stage.inputs else 0))
+    model = _model(stage)
+    if "numerics" not in stage.config or model is None:
+        return Need(PROCESS + rows)
+    numerics = stage.config["numerics"]
+    weights, rest = _on_device(stage, _size(model), store)
+    if numerics["device"] == "cpu":
+        return Need(PROCESS + rows + weights + rest)
+    # On their way to the device, weights lie in this machine's memory once.
+    return Need(CUDA_PROCESS + rows + weights, PROCESS + weights + rest)
+
+
+def _on_device(stage: Stage, size: Size, store: Store | None) -> tuple[float, float]:
+    """Return the bytes a stage's weights take where it computes, and all else there: gradients, moments, activations, caches."""
     config, numerics = stage.config, stage.config["numerics"]
     held, computed = BYTES[numerics["held"]], BYTES[numerics["dtype"]]
-    weights = size.parameters * (held + (computed if computed < held else 0))  # autocast keeps a copy in the compute type
     number = (12 * size.width + 4 * size.inner) * computed
     settings = config.get("settings", config)
-    tokens = _longest_pass(config, settings)
+    tokens = _longest_pass(stage, settings, store)
+    weights = float(size.parameters * held)
+    copy = size.parameters * computed if computed < held else 0  # autocast keeps one in the compute type
     if stage.kind not in TRAINING:
-        cache = 0
-        if stage.kind == "generate":
-            longest = _data_length(stage) + settings["max_new_tokens"]
-            cache = min(settings["batch_size"] * longest, max(longest, CACHE_TOKENS)) * size.layers * 2 * size.keys * computed
-        return PROCESS + LOGITS + weights + tokens * number + cache
-    trained = size.parameters
-    if config.get("lora"):
-        trained = _adapter(size, config["lora"])
-    else:
-        weights -= size.parameters * held  # counted with what is trained
-    weights += trained * TRAINED
+        cache = _cache(size, computed, _data_length(stage), settings) if stage.kind == "generate" else 0
+        rest = LOGITS + copy + tokens * number + cache
+        if settings.get("backend") == "vllm":
+            whole = gpu_size(str(stage.local.get("device", numerics["device"])))
+            rest = max(rest, whole - weights if whole < INFINITE else 0)
+        return weights, rest
+    trained = _adapter(size, config["lora"]) if config.get("lora") else size.parameters
+    learning: float = trained * TRAINED - (0 if config.get("lora") else weights)
     if config.get("regime") or "ref_sync" in config.get("additions", {}):
-        weights += trained * held
+        learning += trained * held
+    ranking = [_size(stage.inputs[name]) for name in ("reward_model", "judge_model") if name in stage.inputs]
+    learning += sum(one.parameters * BYTES["float32"] for one in ranking)
     kept = 1 if config["gradient_checkpointing"] else size.layers
-    return PROCESS + LOGITS + weights + tokens * (kept * number + size.layers * size.width * computed)
+    cache = _cache(size, computed, settings["max_length"], config["generate"]) if config.get("regime") else 0
+    return weights, LOGITS + copy + learning + cache + tokens * (kept * number + size.layers * size.width * computed)
 
 
-def _longest_pass(config: Mapping[str, Any], settings: Mapping[str, Any]) -> int:
-    """Return how many tokens go through a model at once, at most."""
-    budget = settings.get("micro_tokens") or config.get("micro_tokens") or FORWARD_TOKENS
-    return max(int(budget), int(settings.get("max_length") or config.get("max_length") or 0))
+def _cache(size: Size, computed: int, prompt: int, settings: Mapping[str, Any]) -> int:
+    """Return the bytes that keys and values of answers under way take."""
+    token = size.layers * 2 * size.keys * computed
+    rows, columns = cache_shape(settings["batch_size"], prompt + settings["max_new_tokens"], token)
+    return rows * columns * token
+
+
+# Rows.
+
+
+def _rows(stage: Stage, store: Store | None) -> int:
+    """Return how many rows of data a stage may hold: all splits, as counted or as asked for; 0 where nobody knows."""
+    found = [plain_data(stage), *(source for name, source in stage.inputs.items() if name.startswith("data:"))]
+    total = 0
+    for data in filter(None, found):
+        audit = data.path(store) / "audit.json" if store is not None and data.done(store) else None
+        if audit is not None and audit.is_file():
+            splits = read_json(audit)["splits"]
+            total += sum(counts["kept"] for counts in splits.values())
+        else:
+            total += sum(limit or 0 for limit in data.config["limit"].values())
+    return total
+
+
+def _longest_pass(stage: Stage, settings: Mapping[str, Any], store: Store | None) -> int:
+    """Return how many tokens go through a model at once, at most: the budget, or a row that is longer."""
+    length = int(settings.get("max_length") or stage.config.get("max_length") or 0)
+    budget = int(settings.get("micro_tokens") or stage.config.get("micro_tokens") or FORWARD_TOKENS)
+    if stage.kind not in ROWWISE:
+        return max(budget, length)
+    spo = stage.config.get("spo")
+    copies = 0
+    if spo is not None:
+        copies = spo["settings"]["degrees"] * (2 if _are_answers(spo) else 1)
+    answers = 1 if stage.kind == "sft" else _answers(stage.inputs.get("data"))
+    further = ("greedy" in stage.inputs) + 2 * ("mismatched" in stage.inputs)
+    bound = (max(answers, copies) if _are_answers(spo) else answers + copies) * length
+    seen = _longest_row(stage, settings["packing"] == "trie", store) if stage.kind == "train" else None
+    return max(budget, length, min(bound, seen or bound) + further * length)
+
+
+def _are_answers(spo: Mapping[str, Any] | None) -> bool:
+    """Say whether the copies of degree 0 are all the answers of a pair, so that these need not be counted once more."""
+    return spo is not None and spo["settings"]["side"] == "both" and spo["settings"]["text"] == "dataset"
+
+
+def _answers(data: Stage | None) -> int:
+    """Return how many answers a row has: two, or as many as a list."""
+    wanted = data.config.get("list") if data is not None else None
+    return int(wanted["size"]) if wanted else 2
+
+
+def _longest_row(stage: Stage, share: bool, store: Store | None) -> int | None:
+    """Return the tokens of the longest training row, with its copies, from what is made already; None where that is too little.
+
+    No prefix but the prompt counts as shared, so it is an upper bound for tries.
+    """
+    data, copies, spo = stage.inputs["data"], stage.inputs.get("copies"), stage.config.get("spo")
+    if store is None or not data.done(store) or stage.config.get("regime"):
+        return None
+    path = data.path(store) / "train.jsonl"
+    if not path.is_file() or path.stat().st_size > READ or (copies is not None and not copies.done(store)):
+        return None
+    prompts, answers, counts = _lengths(str(path))
+    if copies is not None:
+        import numpy as np
+
+        more, tokens = _copy_lengths(str(copies.path(store) / "train.safetensors"))
+        together = np.maximum if _are_answers(spo) else np.add
+        answers, counts = together(answers, tokens), together(counts, more)
+    return int(((1 if share else counts) * prompts + answers).max(initial=0))
+
+
+@lru_cache(maxsize=64)
+def _lengths(path: str) -> tuple[Any, Any, Any]:
+    """Return the tokens of each row's prompt and of its answers together, and how many answers it has; (rows,) each."""
+    import numpy as np
+
+    found = [
+        (len(row["prompt_ids"]), sum(map(len, answers)), len(answers))
+        for row in read_jsonl(Path(path))
+        for answers in [[row["chosen_ids"], row["rejected_ids"], *row.get("between_ids", ())]]
+    ]
+    prompts, answers, counts = np.asarray(found, dtype=np.int64).reshape(-1, 3).T
+    return prompts, answers, counts
+
+
+@lru_cache(maxsize=64)
+def _copy_lengths(path: str) -> tuple[Any, Any]:
+    """Return how many copies each row has, and their tokens together; (rows,) each."""
+    import numpy as np
+    from safetensors import safe_open
+
+    with safe_open(path, framework="numpy") as stored:
+        lengths, counts = (stored.get_tensor(name).astype(np.int64) for name in ("lengths", "counts"))
+    ends = np.cumsum(counts)
+    summed = np.concatenate([[0], np.cumsum(lengths)])
+    return counts, summed[ends] - summed[ends - counts]
 
 
 def _data_length(stage: Stage) -> int:
     data = stage.inputs.get("data")
     return int(data.config["max_length"]) if data is not None else 0
+
+
+# Models.
 
 
 def _adapter(size: Size, lora: Mapping[str, Any]) -> int:
@@ -96,27 +219,56 @@ def _adapter(size: Size, lora: Mapping[str, Any]) -> int:
     return int(lora["rank"]) * size.layers * (attention + feed_forward)
 
 
-@lru_cache(maxsize=1 << 16)
-def _size(stage: Stage) -> Size | None:
-    """Return the size of the model a stage runs: of the largest where it runs several one after the other."""
+def _model(stage: Stage) -> Stage | None:
+    """Return the model that a stage runs or trains, None where it runs none; to others `model` is a tokenizer."""
+    if stage.kind == "model":
+        return stage
+    if stage.kind == "score" and "policy" not in stage.inputs:
+        return None
+    policies = ("model",) if stage.kind == "sft" else ("policy", "base")
+    first = ("judge_model", "reward_model", "labeller")
+    names = (*policies, *first) if stage.kind in ("train", "reward_model") else (*first, *policies)
+    return next((stage.inputs[name] for name in names if name in stage.inputs), None)
+
+
+def _size(stage: Stage) -> Size:
+    """Return the size of a model: as it lies on disk, or that of the model it was made from."""
     if stage.kind == "model":
         if "embedded" in stage.config:
-            return _from_config({**ARCHITECTURE, "vocab_size": len(vocabulary())}, None)
-        directory = Path(stage.local.get("directory") or stage.local["base"])
-        return _on_disk(directory, (directory / "config.json").stat().st_mtime_ns)
-    sources = [one for name, one in stage.inputs.items() if one.kind in ("model", *TRAINING)]
-    sizes = [size for source in sources if (size := _size(source)) is not None]
-    return max(sizes, key=lambda size: size.parameters, default=None)
+            return _embedded()
+        directory = str(stage.local.get("directory") or stage.local["base"])
+        try:
+            changed = os.stat(f"{directory}/config.json").st_mtime_ns
+        except OSError:
+            changed = 0
+        return _on_disk(directory, changed)
+    source = stage.inputs.get("model" if stage.kind == "sft" else "policy")
+    return _size(source) if source is not None else NO_MODEL
+
+
+NO_MODEL = Size(0, 0, 0, 0, 0)
+
+
+@lru_cache(maxsize=1)
+def _embedded() -> Size:
+    return _from_config({**ARCHITECTURE, "vocab_size": len(vocabulary())}, None)
 
 
 @lru_cache(maxsize=256)
-def _on_disk(directory: Path, changed: int) -> Size:
-    """Return the size of a model directory; ``changed`` makes an edited one be read anew."""
-    return _from_config(read_json(directory / "config.json"), directory)
+def _on_disk(name: str, changed: int) -> Size:
+    """Return the size of a model directory; ``changed`` makes an edited one be read anew.
+
+    An estimate refuses nothing: where the config cannot be read, the bytes of the files remain.
+    """
+    directory = Path(name)
+    try:
+        return _from_config(read_json(directory / "config.json"), directory)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return Size(_by_bytes(directory), 0, 0, 0, 0)
 
 
 def _from_config(config: Mapping[str, Any], directory: Path | None) -> Size:
-    config = {**config, **config.get("text_config", {})}
+    config = {**config, **(config.get("text_config") or {})}
 
     def first(*names: str, default: int = 0) -> int:
         return int(next((config[name] for name in names if config.get(name)), default))
@@ -129,8 +281,14 @@ def _from_config(config: Mapping[str, Any], directory: Path | None) -> Size:
     if directory is None:
         parameters = layers * (2 * width * width + 2 * width * keys + 3 * width * inner) + first("vocab_size") * width
     else:
-        parameters = sum(_count(path) for path in directory.glob("*.safetensors"))
+        parameters = sum(_count(path) for path in directory.glob("*.safetensors")) or _by_bytes(directory)
     return Size(parameters, layers, width, inner, keys)
+
+
+def _by_bytes(directory: Path) -> int:
+    """Return how many parameters the files of a model hold if each takes two bytes, as in most that are published."""
+    files = [*directory.glob("*.safetensors"), *directory.glob("*.bin")]
+    return sum(path.stat().st_size for path in files) // 2
 
 
 def _count(path: Path) -> int:
@@ -138,42 +296,3 @@ def _count(path: Path) -> int:
     with path.open("rb") as handle:
         header = json.loads(handle.read(int.from_bytes(handle.read(8), "little")))
     return sum(prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
-
-
-def free_memory(device: str) -> float:
-    """Return the free bytes of what stages fill: this machine's memory, or that of a CUDA device; infinite where nobody says."""
-    if device.startswith("cuda"):
-        return _free_on_gpu(device.partition(":")[2] or "0")
-    return min(_available(), _left_in_group())
-
-
-def _available() -> float:
-    """Return what Linux could give to new processes."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return float("inf")
-    return next((int(line.split()[1]) * 1024.0 for line in lines if line.startswith("MemAvailable")), float("inf"))
-
-
-def _left_in_group() -> float:
-    """Return what the limit of this container leaves (control groups, version 2 or 1)."""
-    root = Path("/sys/fs/cgroup")
-    for limit, used in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-    ):
-        try:
-            return float((root / limit).read_text()) - float((root / used).read_text())
-        except (OSError, ValueError):  # not this version, or "max": no limit
-            continue
-    return float("inf")
-
-
-def _free_on_gpu(index: str) -> float:
-    """Return the free bytes of a GPU, as its driver's own tool says."""
-    command = ["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits", "-i", index]
-    try:
-        return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0]) * 2**20  # noqa: S603
-    except (OSError, subprocess.CalledProcessError, ValueError, IndexError):
-        return float("inf")

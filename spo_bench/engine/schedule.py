@@ -1,4 +1,4 @@
-"""Which stages may start now, and on how many cores: what they read is there, and cores and memory have room for them."""
+"""Which stages may start now: what they read is there, and jobs, cores and memory have room for them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from bisect import insort
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 
+from spo_bench.engine.free import NOTHING, Need
+from spo_bench.engine.shares import Share
 from spo_bench.stages.base import Stage
 
 
@@ -13,61 +15,108 @@ class Schedule:
     """The stages that are left, and what runs of them.
 
     Args:
-        stages: in the order in which they are preferred, inputs before what reads them.
-        jobs: how many may run at a time.
-        cores: how many threads they may have together; every stage has at least one.
-        memory: how many bytes they may take together. A stage that needs more runs alone.
-        need: the bytes a stage takes at its peak.
+        stages: inputs before what reads them; of two for which as many wait, the first is preferred.
+        jobs: how many may run at a time; those that run beside the jobs do not count, of which there is one at a time.
+        cores: how many they may take together; none takes more than all.
+        memory: what they may take together. A stage that needs more runs alone, or beside one that waits for an endpoint.
+        need: what a stage takes of memory at its peak.
+        share: what a stage has of the cores.
+        idle: what a worker process keeps that has nothing to do.
+        workers: how many of them there are already.
     """
 
-    def __init__(self, stages: Sequence[Stage], jobs: int, cores: int, memory: float, need: Callable[[Stage], float]) -> None:
-        self.jobs, self.cores, self.memory, self.need = jobs, max(cores, jobs), memory, need
+    def __init__(
+        self,
+        stages: Sequence[Stage],
+        jobs: int,
+        cores: int,
+        memory: Need,
+        need: Callable[[Stage], Need],
+        share: Callable[[Stage], Share],
+        idle: Need = NOTHING,
+        workers: int = 0,
+    ) -> None:
+        self.jobs, self.cores, self.memory, self.need, self.share, self.idle = jobs, cores, memory, need, share, idle
         self.left = {stage.key: stage for stage in stages}
-        self._place = {key: place for place, key in enumerate(self.left)}
         self._waits: dict[str, set[str]] = {}
         self._readers: dict[str, list[str]] = defaultdict(list)
-        self._ready: list[tuple[int, str]] = []
-        self._running: dict[str, tuple[int, float]] = {}  # key -> threads, bytes
-        self._suspects: dict[str, None] = {}
+        self._running: dict[str, tuple[Share, Need]] = {}
+        self._workers = workers
+        self._suspects: set[str] = set()
         for key, stage in self.left.items():
             self._waits[key] = {source.key for source in stage.inputs.values()} & self.left.keys()
             for source in self._waits[key]:
                 self._readers[source].append(key)
-            if not self._waits[key]:
-                self._ready.append((self._place[key], key))
+        behind = self._behind()
+        self._place = {key: (-behind[key], place) for place, key in enumerate(self.left)}
+        self._ready: list[tuple[tuple[int, int], str]] = []
+        self._beside: list[tuple[tuple[int, int], str]] = []
+        for key, waits in self._waits.items():
+            if not waits:
+                self._enlist(key)
+
+    def _enlist(self, key: str) -> None:
+        """Note that a stage may start."""
+        insort(self._beside if self.share(self.left[key]).beside else self._ready, (self._place[key], key))
+
+    def _behind(self) -> dict[str, int]:
+        """Return how many stages wait for each, directly or not."""
+        found: dict[str, set[str]] = {}
+        for key in reversed(self.left):
+            found[key] = set(self._readers[key]).union(*(found[reader] for reader in self._readers[key]))
+        return {key: len(waiting) for key, waiting in found.items()}
 
     def start(self) -> list[tuple[Stage, int]]:
         """Return the stages that begin now, each with its number of threads; they count as running from here on.
 
-        Those that begin together share the free cores; one that begins alone has all of them.
+        Those for which most others wait come first. One that finds too few cores or too little memory is not overtaken by a later
+        one that takes cores, so that it has its turn as soon as what runs has ended.
         """
-        chosen = self._choose()
-        free = self.cores - sum(threads for threads, _ in self._running.values())
-        begun = []
-        for place, stage in enumerate(chosen):
-            threads = min(max(1, free // (len(chosen) - place)), stage.local.get("threads", self.cores))
-            free -= threads
-            self._ready.remove((self._place[stage.key], stage.key))
-            self._running[stage.key] = (threads, self.need(stage))
-            begun.append((stage, threads))
+        begun: list[tuple[Stage, int]] = []
+        held_back = False
+        for place, key in self._candidates():
+            if self._jobs_taken() == self.jobs:
+                break
+            stage = self.left[key]
+            share = self.share(stage)
+            if share.cores and held_back:
+                continue
+            need = self.need(stage)
+            if not self._has_room(share, need):
+                held_back = True
+                continue
+            self._ready.remove((place, key))
+            begun.append(self._begin(stage, share, need))
+        if self._beside and not self._suspects and self._jobs_taken() == len(self._running):
+            stage = self.left[self._beside[0][1]]
+            share, need = self.share(stage), self.need(stage)
+            if self._has_room(share, need):
+                self._beside.pop(0)
+                begun.append(self._begin(stage, share, need))
         return begun
 
-    def _choose(self) -> list[Stage]:
-        free = self.cores - sum(threads for threads, _ in self._running.values())
-        places = min(self.jobs - len(self._running), free)
-        ready = (
-            [key for _, key in self._ready] if not self._suspects else [key for key in self._suspects if not self._running][:1]
-        )
-        taken, chosen = sum(bytes_ for _, bytes_ in self._running.values()), list[Stage]()
-        for key in ready:
-            if len(chosen) >= places:
-                break
-            need = self.need(self.left[key])
-            if (self._running or chosen) and taken + need > self.memory:
-                continue
-            chosen.append(self.left[key])
-            taken += need
-        return chosen
+    def _begin(self, stage: Stage, share: Share, need: Need) -> tuple[Stage, int]:
+        self._running[stage.key] = (share, need)
+        self._workers = max(self._workers, len(self._running))
+        return stage, share.threads
+
+    def _candidates(self) -> list[tuple[tuple[int, int], str]]:
+        """Return what is ready, the most wanted first; of stages that may have killed their process one, and that alone."""
+        if not self._suspects:
+            return list(self._ready)
+        return [] if self._running else [one for one in self._ready if one[1] in self._suspects][:1]
+
+    def _jobs_taken(self) -> int:
+        return sum(not share.beside for share, _ in self._running.values())
+
+    def _has_room(self, share: Share, need: Need) -> bool:
+        """Say whether cores and memory suffice; a stage that would run alone always has room."""
+        if not self._jobs_taken():
+            return True
+        cores = sum(running.cores for running, _ in self._running.values())
+        taken = sum((bytes_ for _, bytes_ in self._running.values()), need)
+        idle = max(0, self._workers - len(self._running) - 1)
+        return cores + share.cores <= self.cores and (taken + self.idle * idle).within(self.memory)
 
     def finish(self, stage: Stage) -> None:
         """Note that a stage has left its artifact: what reads it may be ready."""
@@ -75,7 +124,7 @@ class Schedule:
         for reader in self._readers[stage.key]:
             self._waits[reader].discard(stage.key)
             if not self._waits[reader] and reader in self.left:
-                insort(self._ready, (self._place[reader], reader))
+                self._enlist(reader)
 
     def fail(self, stage: Stage) -> list[Stage]:
         """Note that a stage could not be made; return all that reads it, directly or not, which is not tried any more."""
@@ -93,10 +142,10 @@ class Schedule:
         if stage.key in self._suspects:
             return False
         self._running.pop(stage.key)
-        self._suspects[stage.key] = None
+        self._suspects.add(stage.key)
         insort(self._ready, (self._place[stage.key], stage.key))
         return True
 
     def _end(self, stage: Stage) -> None:
         del self.left[stage.key], self._running[stage.key]
-        self._suspects.pop(stage.key, None)
+        self._suspects.discard(stage.key)

@@ -36,7 +36,7 @@ def load_local_judge(directory: Path, numerics: Numerics, max_length: int, trust
         tokenizer=load_tokenizer(directory, trust),
         numerics=numerics,
         max_length=max_length,
-        share=shares_prefixes(model, "trie", max_length),
+        share=shares_prefixes(model, "trie", max_length, numerics),
         **settings,
     )
 

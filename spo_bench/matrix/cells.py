@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from spo_bench.errors import InputError
-from spo_bench.matrix.axes import NONE, Point, check_point
+from spo_bench.matrix.axes import NONE, Point
+from spo_bench.matrix.checks import check_size, check_together
 from spo_bench.matrix.evaluation import Evaluation, Place, on_disk, task_local
 from spo_bench.matrix.identity import additions_identity, method_identity, slug, task_identity
 from spo_bench.matrix.kept import kept
@@ -15,9 +16,10 @@ from spo_bench.matrix.spec import MethodSpec, ModelSpec, Spec, TaskSpec, TrainSp
 from spo_bench.methods import get_addition, get_method
 from spo_bench.models import vllm
 from spo_bench.models.embedded import embedded_identity
-from spo_bench.models.numerics import Numerics
+from spo_bench.models.numerics import MICRO_TOKENS, Numerics
 from spo_bench.models.source import (
     EMBEDDED,
+    check_policy,
     layers_and_positions,
     resolve,
     tokenizer_identity,
@@ -69,7 +71,8 @@ def expand(spec: Spec, place: Place) -> list[Cell]:
     """
     listed = (*(spec.sft_tasks or ()), *spec.tasks)
     tasks = {task.label: get_task(task.name, task.data, place.tasks_dirs) for task in listed}
-    cells = [cell for model in spec.models for cell in ModelPlan(spec, model, place, tasks).cells()]
+    identities = {label: task_identity(task) for label, task in tasks.items()}
+    cells = [cell for model in spec.models for cell in ModelPlan(spec, model, place, tasks, identities).cells()]
     if len({cell.id for cell in cells}) != len(cells):
         raise InputError(
             "two cells of this matrix have one id",
@@ -82,14 +85,16 @@ def expand(spec: Spec, place: Place) -> list[Cell]:
 class ModelPlan:
     """The stages of one model's cells; shared ones are made once."""
 
-    def __init__(self, spec: Spec, model: ModelSpec, place: Place, tasks: Mapping[str, Task]) -> None:
-        self.spec, self.model, self.place, self.tasks = spec, model, place, tasks
+    def __init__(
+        self, spec: Spec, model: ModelSpec, place: Place, tasks: Mapping[str, Task], identities: Mapping[str, Mapping[str, Any]]
+    ) -> None:
+        self.spec, self.model, self.place, self.tasks, self.identities = spec, model, place, tasks, identities
         lora = spec.train.lora is not None
         dtype = model.dtype if model.dtype != "auto" else spec.train.dtype
         dtype = dtype if dtype != "auto" else ("bfloat16" if place.device.startswith("cuda") else "float32")
         self.numerics = Numerics(place.device, dtype, dtype if lora else "float32").identity()
         self.full = {**self.numerics, "held": "float32"}  # where all weights are trained, whatever the methods train
-        self.micro_tokens = spec.train.micro_tokens or (16384 if place.device.startswith("cuda") else 1024)
+        self.micro_tokens = spec.train.micro_tokens or MICRO_TOKENS.get(place.device.split(":")[0], MICRO_TOKENS["cpu"])
         self.local: dict[str, Any] = {"device": place.device, "trust_remote_code": model.trust_remote_code}
         if model.path == EMBEDDED:
             # Its products are too small for cores to share; and so its numbers do not depend on how many there are.
@@ -102,6 +107,7 @@ class ModelPlan:
             spec,
             place,
             self.tasks,
+            self.identities,
             self.data,
             self.policy,
             self.local,
@@ -119,7 +125,7 @@ class ModelPlan:
             for point in self.spec.data_axes.points():
                 axes = point.axes()
                 for method in self.spec.methods:
-                    self._check(method, point)
+                    check_together(self.spec, method, point)
                     for seed in self.spec.seeds:
                         baseline = None
                         for spo in sorted(self.spec.spo, key=lambda variant: variant is not None):
@@ -153,14 +159,15 @@ class ModelPlan:
         if self.model.path == EMBEDDED:
             identity = embedded_identity()
             size = identity["architecture"]
-            self._check_size(EMBEDDED, size["num_hidden_layers"], size["max_position_embeddings"])
+            check_size(self.spec, EMBEDDED, size["num_hidden_layers"], size["max_position_embeddings"])
             read = {key: identity[key] for key in ("chat_template", "vocabulary")}
             return (
                 Stage("tokenizer", version("tokenizer"), {"embedded": digest(read), "seed": SHARED_SEED}),
                 Stage("model", version("model"), {"embedded": digest(identity), "seed": SHARED_SEED}),
             )
         directory = resolve(self.model.path, self.model.revision, self.place.offline, self.model.trust_remote_code)
-        self._check_size(str(directory), *layers_and_positions(directory))
+        check_policy(directory)
+        check_size(self.spec, str(directory), *layers_and_positions(directory))
         words = tokenizer_identity(directory, self.place.hashes)
         tokenizer = Stage("tokenizer", version("tokenizer"), words, local={"directory": str(directory)})
         weights = weights_identity(directory, self.place.hashes)
@@ -171,23 +178,9 @@ class ModelPlan:
         local = {**self.local, "base": str(directory), "adapter": str(adapter)}
         return tokenizer, Stage("model", version("model"), {**parts, "numerics": self.full}, local=local)
 
-    def _check_size(self, name: str, layers: int | None, positions: int | None) -> None:
-        """Refuse lengths and layers a model does not have, before anything is made."""
-        wanted = self.spec.train.max_length + self.spec.generate.max_new_tokens
-        if positions is not None and wanted > positions:
-            raise InputError(
-                f"max_length {self.spec.train.max_length} plus max_new_tokens {self.spec.generate.max_new_tokens} for '{name}'",
-                f"prompt and answer must fit into the model's {positions} positions",
-                "lower train.max_length or generate.max_new_tokens",
-            )
-        for spo in self.spec.spo:
-            if spo is not None and layers is not None and not -layers - 1 <= spo.layer <= layers:
-                rule = f"the model has hidden states 0 (the embeddings) to {layers}, or -1 to {-layers - 1} from the end"
-                raise InputError(f"spo layer {spo.layer} for '{name}'", rule, "choose one of these")
-
     def _data(self, task: TaskSpec) -> Stage:
         config = {
-            "task": task_identity(self.tasks[task.label]),
+            "task": self.identities[task.label],
             "limit": task.limit.model_dump(),
             "seed": DATA_SEED,
             "max_length": self.spec.train.max_length,
@@ -206,6 +199,7 @@ class ModelPlan:
             relabel = {"name": point.relabel.name, "scores": kind, "goal": point.relabel.goal}
             if kind == "reward":
                 inputs["reward_model"] = self.evaluation.reward_model(task, name)
+                relabel |= self.evaluation.scores()
             elif kind == "implicit":
                 # It sees the pairs this cell may see, or what is held out would reach the training through the goals.
                 seen = Point(fraction=point.fraction, holdout=point.holdout)
@@ -265,60 +259,6 @@ class ModelPlan:
 
     # A cell's own.
 
-    def _check(self, method: MethodSpec, point: Point) -> None:
-        """Refuse what makes no sense together, before anything is made."""
-        check_point(point)
-        declaration, train = get_method(method.name), self.spec.train.model_copy(update=method.train)
-        added = {one.name: one.settings for one in method.plus}
-        own_answers = min(point.regime.samples, 1) if self.spec.generate.temperature == 0 else point.regime.samples
-        on_policy = [spo.label() for spo in self.spec.spo if spo is not None and spo.text == "on_policy"]
-        where = f"method '{method.label}'"
-        regime = point.regime.label()
-        rules = [
-            (
-                declaration.needs_kl and train.batch_size < 2,
-                f"{where} with batch_size {train.batch_size}",
-                "it pairs each prompt with another one's answer",
-                "set batch_size to at least 2",
-            ),
-            (
-                train.lora is not None and added.get("ref_sync", {}).get("mixup", 1) < 1,
-                f"{where} with an adapter and mixup below 1",
-                "a mixture of low-rank factors is not the mixture of the weights",
-                "set mixup to 1, or train the full weights",
-            ),
-            (
-                point.regime.refresh > 0 and "ref_sync" in added,
-                f"{where} in regime {regime}",
-                "both replace the reference",
-                "leave +ref_sync or refresh out",
-            ),
-            (
-                point.regime.name != "offline" and bool(on_policy),
-                f"{', '.join(on_policy)} in regime {regime}",
-                "there the pairs are the policy's own answers already",
-                "set text: dataset",
-            ),
-            (
-                point.regime.name != "offline" and self.spec.generate.backend == "vllm",
-                f"{where} in regime {regime} with generate.backend vllm",
-                "there the policy answers while it is trained, where vLLM does not see its weights",
-                "set generate.backend to transformers",
-            ),
-        ]
-        rules.append(
-            (
-                point.regime.name != "offline"
-                and own_answers + 2 * point.regime.human + point.regime.greedy + len(point.regime.models) < 2,
-                f"{where} in regime {regime} with generate.temperature 0",
-                "greedy answers to one prompt are all the same, and a preference needs two",
-                "raise the temperature, or let others compete (human, models)",
-            )
-        )
-        for broken, given, rule, remedy in rules:
-            if broken:
-                raise InputError(given, rule, remedy)
-
     def _sft_stages(self, task: TaskSpec, seed: int) -> dict[str, Stage]:
         data, evaluation = self.data[task.label], self.evaluation
         generate = self._generate(data, self.policy, seed)
@@ -364,6 +304,7 @@ class ModelPlan:
             label, needed, local = self.evaluation.labeller(task, point.regime.labeller)
             regime = {key: value for key, value in dict(point.regime).items() if key not in ("labeller", "models")}
             config |= {"regime": regime, "labeller": label, "generate": self.spec.generate.model_dump(mode="json")}
+            config |= {"generate_version": version("generate")}
             others = {f"model:{place}": self._others(task, name) for place, name in enumerate(point.regime.models)}
             held_out = {"copies": self._copies(data, spo, seed, ("eval",))} if spo is not None else {}
             return Stage("train", version("train"), config, inputs | needed | others | held_out, local)
@@ -401,13 +342,16 @@ class ModelPlan:
         numerics = {**self.numerics, "held": self.numerics["dtype"]}
         settings = self.spec.generate.model_dump(mode="json") | ({"temperature": 0.0} if greedy else {})
         config = {"settings": settings, "seed": seed, "split": split, "numerics": numerics}
-        config |= {"vllm": vllm.check(self.place.device)} if self.spec.generate.backend == "vllm" else {}
+        if self.spec.generate.backend == "vllm":
+            lora = self.spec.train.lora
+            config |= {"vllm": vllm.check(self.place.device, lora.rank if lora else 0)}
         return Stage("generate", version("generate"), config, {"policy": policy, "base": self.policy, "data": data}, self.local)
 
     @kept
     def _others(self, task: TaskSpec, name: str) -> Stage:
         """Return another model's answers to the training prompts, in its own tokens and by its own template."""
         directory = resolve(name, None, self.place.offline)
+        check_policy(directory)
         model = on_disk(directory, self.place)
         own = self.data[task.label]
         data = Stage("data", own.version, own.config, {"model": model}, {**own.local, "trust_remote_code": False})

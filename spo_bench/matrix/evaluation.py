@@ -14,11 +14,11 @@ from spo_bench.judging.prompt import check_template
 from spo_bench.judging.reading import PARSER
 from spo_bench.judging.settings import longest
 from spo_bench.judging.store import FILE
-from spo_bench.matrix.identity import judge_of, method_identity, metric_content, metric_label, reward_label, task_identity
+from spo_bench.matrix.identity import judge_of, method_identity, metric_content, metric_label, reward_label
 from spo_bench.matrix.kept import kept
 from spo_bench.matrix.sections import JudgeSpec
 from spo_bench.matrix.spec import MethodSpec, Spec, TaskSpec
-from spo_bench.models.source import check_reward_model, model_identity, resolve
+from spo_bench.models.source import check_policy, check_reward_model, model_identity, resolve
 from spo_bench.stages.base import Stage
 from spo_bench.stages.registry import version
 from spo_bench.store.artifacts import HashCache
@@ -63,6 +63,7 @@ class Evaluation:
 
     Attributes:
         spec, place, tasks: the matrix, where it runs, its tasks by label.
+        identities: what each task is, by label.
         data: the plain data of every task by label; a cell's own data may be a view of it, with the same prompts.
         policy: the SFT policy, which adapters sit on and reward models start from.
         local, numerics, full: of every stage of this model; ``full`` where all weights are trained.
@@ -73,6 +74,7 @@ class Evaluation:
     spec: Spec
     place: Place
     tasks: Mapping[str, Task]
+    identities: Mapping[str, Mapping[str, Any]]
     data: Mapping[str, Stage]
     policy: Stage
     local: Mapping[str, Any]
@@ -95,7 +97,7 @@ class Evaluation:
         config = {
             "metrics": contents,
             "method": method_identity(method) if method else None,
-            "task": task_identity(self.tasks[task.label]),
+            "task": self.identities[task.label],
             **self.forward,
         }
         inputs = {"samples": samples, "data": data, "base": self.policy}
@@ -125,6 +127,7 @@ class Evaluation:
             "gradient_checkpointing": self.spec.train.gradient_checkpointing,
             "max_length": self.judged_length,
             "numerics": self.full,
+            "scores": self.spec.reward_dtype,
         }
         inputs = {"policy": self.policy, "data": self.data[task.label]}
         return Stage("reward_model", version("reward_model"), config, inputs, self.local)
@@ -134,10 +137,19 @@ class Evaluation:
         """Return the most tokens a prompt with an answer has: the data's limit and a generated answer."""
         return self.spec.train.max_length + self.spec.generate.max_new_tokens
 
+    def scores(self) -> dict[str, Any]:
+        """Return what decides a reward model's numbers inside a stage that does more: the code that scores, and the type."""
+        return {"version": version("reward"), "dtype": self.spec.reward_dtype}
+
+    @property
+    def scoring(self) -> dict[str, Any]:
+        """Return the numerics of stages that only run a reward model."""
+        return {**self.numerics, "dtype": self.spec.reward_dtype, "held": self.spec.reward_dtype}
+
     @kept
     def _reward(self, task: TaskSpec, name: str, samples: Stage | None) -> Stage:
         """Return a reward model's scores of a policy's answers, or of the data's chosen ones, to the task's plain prompts."""
-        config = {"max_length": self.judged_length, "numerics": self.numerics, "of": "samples" if samples else "chosen"}
+        config = {"max_length": self.judged_length, "numerics": self.scoring, "of": "samples" if samples else "chosen"}
         inputs = {"reward_model": self.reward_model(task, name), "data": self.data[task.label]}
         # Trust in the policy's own code is no trust in a reward model's.
         local = self.local if name == "trained" else {**self.local, "trust_remote_code": False}
@@ -181,7 +193,7 @@ class Evaluation:
         if kind != "reward":
             config |= {"retest": RETESTED, "attacked": ATTACKED}
         else:
-            config["max_length"] = self.judged_length
+            config |= {"max_length": self.judged_length, "numerics": self.scoring}
             inputs["reward_model"] = self.reward_model(task, target)
             # Trust in the policy's own code is no trust in a reward model's.
             local["trust_reward_code"] = target == "trained" and self.local["trust_remote_code"]
@@ -198,7 +210,7 @@ class Evaluation:
         inputs: dict[str, Stage] = {}
         local = {**self.local, **task_local(task, self.place)}
         if kind == "gold":
-            judge["task"] = task_identity(self.tasks[task.label])
+            judge["task"] = self.identities[task.label]
         if self.spec.judge is None or kind not in ("local", "openai"):
             return judge, inputs, local
         wanted = self.spec.judge.model_dump(mode="json")
@@ -221,6 +233,7 @@ class Evaluation:
             ApiJudge(**settings, **local["judge"])  # refuses what cannot work
             return judge | {"settings": settings, "place": place_of(wanted["base_url"])}, inputs, local
         directory = resolve(target, None, self.place.offline)
+        check_policy(directory)
         check_template(settings["template"])
         settings["max_length"] = longest(directory)
         # Its invalid verdicts are final, so another ceiling is asked of kept replies again.
@@ -254,7 +267,7 @@ class Evaluation:
             )
         config, inputs, local = self._judge(task, kind, target)
         if kind == "reward":
-            config = {**config, "max_length": self.judged_length, "trained": target == "trained"}
+            config = {**config, "max_length": self.judged_length, "trained": target == "trained", **self.scores()}
             inputs = {**inputs, "reward_model": self.reward_model(task, target)}
         return config, inputs, local
 
@@ -271,8 +284,8 @@ class Evaluation:
         config = {
             "goals": sorted(samples),
             "max_length": self.judged_length,
-            "numerics": self.numerics,
-            "task": task_identity(self.tasks[task.label]),
+            "numerics": self.scoring,
+            "task": self.identities[task.label],
         }
         local = {**self.local, **task_local(task, self.place), "trust_reward_code": trust}
         return {"goals": Stage("goals", version("goals"), config, inputs, local)}

@@ -6,7 +6,6 @@ import hashlib
 import inspect
 import re
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +18,8 @@ from spo_bench.store.artifacts import digest
 from spo_bench.task import Task
 
 
-@lru_cache(maxsize=64)
 def task_identity(task: Task) -> dict[str, Any]:
-    """Return what a task is: what it says itself, and for a plugin also its folder's code, which no version may record.
-
-    Files are read once for a task object.
-    """
+    """Return what a task is: what it says itself, and for a plugin also its folder's code, which no version may record."""
     source = Path(inspect.getfile(type(task))).resolve()
     if source.is_relative_to(built_in_folder()):
         return task.identity()

@@ -10,6 +10,7 @@ from pydantic import (
     ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
+    field_validator,
     model_serializer,
     model_validator,
 )
@@ -25,6 +26,7 @@ Weight = Annotated[Number, Field(ge=0)]
 Flag = Annotated[bool, Field(strict=True)]
 Text = Annotated[str, Field(min_length=1)]
 Dtype = Literal["auto", "float32", "bfloat16"]
+COLDEST = 0.01  # temperature of drawn answers
 Schedule = Literal["cosine", "constant", "linear"]
 
 
@@ -60,9 +62,9 @@ class TrainSpec(Section):
     epochs: Annotated[Number, Field(gt=0)] = Field(1.0, description="passes over the training pairs")
     max_steps: Count | None = Field(None, description="optimizer steps; set, it decides the length in place of epochs")
     max_length: Count = Field(1024, description="tokens of prompt and completion together")
-    micro_tokens: Count | None = Field(None, description="token budget of one forward pass; null: what memory allows")
+    micro_tokens: Count | None = Field(None, description="token budget of one forward pass; null: 1024 on a CPU, 16384 on a GPU")
     lora: Lora | None = Field(None, description="train an adapter; null: the full weights")
-    dtype: Dtype = Field("auto", description="compute type; auto: bfloat16 where the device has it, else float32")
+    dtype: Dtype = Field("auto", description="compute type; auto: bfloat16 on a GPU, else float32")
     packing: Literal["trie", "separate"] = Field(
         "trie", description="shared prefixes once, or each sequence alone (the reference)"
     )
@@ -119,12 +121,23 @@ class GenerateSpec(Section):
     """How answers are sampled."""
 
     max_new_tokens: Count = Field(256, description="longest answer, tokens")
-    temperature: Weight = Field(0.7, description="0: greedy")
+    temperature: Weight = Field(0.7, description="0: greedy; else at least 0.01")
     top_p: Rate = Field(1.0, description="sample from the most probable tokens that hold this share of the probability")
     batch_size: Count = Field(64, description="answers under way at once, at most")
     backend: Literal["transformers", "vllm"] = Field(
         "transformers", description="what answers; vllm: on CUDA, from the extra `spo-bench[vllm]`"
     )
+
+    @field_validator("temperature")
+    @classmethod
+    def _warm(cls, temperature: float) -> float:
+        if 0 < temperature < COLDEST:
+            raise fault(
+                f"temperature {temperature:g}",
+                f"answers are greedy (0), or drawn at {COLDEST} or above: logits over less are beyond what numbers hold",
+                f"set 0, or at least {COLDEST}",
+            )
+        return temperature
 
 
 class JudgeSpec(Section):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     Field,
@@ -163,6 +163,11 @@ class Spec(Section):
     generate: GenerateSpec = Field(GenerateSpec(), description="how answers are sampled")
     rewards: tuple[Text, ...] = Field((), description=f"reward models that score answers: hub ids, directories, or `{TRAINED}`")
     reward_training: RewardTraining = Field(RewardTraining(), description=f"how the reward model `{TRAINED}` is fitted")
+    reward_dtype: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="type in which reward models score; bfloat16 halves their memory, and scores depend a little on what else "
+        "is scored",
+    )
     judge: JudgeSpec | None = Field(
         None,
         description="who compares two answers; null: the known reward of controlled tasks, else the first of rewards, if any",

@@ -8,6 +8,7 @@ from typing import Any
 
 # For models without a chat template. The boundary falls after a line break, where tokenizers do not merge.
 ROLES = ("system", "user", "assistant")
+MARK = "ANSWER-ENDS-HERE"  # stands for an answer where only what a template puts after it matters
 PLAIN = {"system": "{}\n\n", "user": "User: {}\n\n", "assistant": "Assistant:\n{}\n\n", "reply": "Assistant:\n"}
 
 
@@ -32,6 +33,25 @@ def render(tokenizer: Any, prompt: Sequence[Mapping[str, str]]) -> Rendered:
         if tokenizer.bos_token and not text.startswith(tokenizer.bos_token):
             text = tokenizer.bos_token + text
     return Rendered(text, list(tokenizer(text, add_special_tokens=False)["input_ids"]))
+
+
+def conversation_ids(tokenizer: Any, prompt: Sequence[Mapping[str, str]], answer: str) -> list[int]:
+    """Return the ids of a prompt with its answer as a finished conversation, as reward models read it.
+
+    With a chat template it is all the template's work: how a turn ends, and what comes after it. Only where the template puts
+    nothing after an answer, the end token is added. Without a template, a prompt is followed by its completion.
+    """
+    if not tokenizer.chat_template:
+        ids = [*render(tokenizer, prompt).ids, *tokenizer(answer, add_special_tokens=False)["input_ids"]]
+        return ids if tokenizer.eos_token_id is None else [*ids, tokenizer.eos_token_id]
+
+    def rendered(text: str) -> str:
+        messages = [*(dict(message) for message in prompt), {"role": "assistant", "content": text}]
+        return str(tokenizer.apply_chat_template(messages, add_generation_prompt=False, tokenize=False))
+
+    ids = list(tokenizer(rendered(answer), add_special_tokens=False)["input_ids"])
+    closed = rendered(MARK).rpartition(MARK)[2].strip() or tokenizer.eos_token_id is None
+    return ids if closed else [*ids, tokenizer.eos_token_id]
 
 
 def completion_ids(tokenizer: Any, text: str) -> list[int]:

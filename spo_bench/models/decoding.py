@@ -17,9 +17,11 @@ from torch import Tensor
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from spo_bench.models.numerics import cache_shape
+from spo_bench.models.positions import length_dependent
+
 PREFILL_TOKENS = 4096  # of prompts in one forward pass: enough for full speed, little enough for activations to be small
 SHARED = 16  # a beginning of all prompts is computed once if it is as long; for a shorter one the mask it needs costs more
-SPARE = 4  # where rows are to follow, a quarter more columns are held; when they are used up, the cache moves to the left
 TOLERANCE, ROUGH = 1e-3, 0.1  # of the logits' range, in fp32 and in lower precision; what ignores mask or cache is off by more
 
 Ids = Sequence[int]
@@ -33,11 +35,28 @@ class Row:
         place: of its prompt among all prompts.
         begin: column of the prompt's first token.
         token: the last one, which the next step reads.
+        made: how many tokens the answer has.
     """
 
     place: int
     begin: int
     token: int
+    made: int = 0
+
+
+@dataclass(frozen=True)
+class Way:
+    """How the answers of a model are decoded.
+
+    Attributes:
+        obstacle: why not in rows, None where they are.
+        lasting: whether a long sequence changes the model's positions until it meets a short one.
+        token_bytes: of one token's keys and values in all layers, where they are decoded in rows.
+    """
+
+    obstacle: str | None
+    lasting: bool = False
+    token_bytes: int = 0
 
 
 class Columns(DynamicLayer):
@@ -59,6 +78,11 @@ class Columns(DynamicLayer):
         used = slice(None, self.rows), slice(None), slice(self.left, self.right + 1)
         return self.keys[used], self.values[used]
 
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of one token's keys and values."""
+        return sum(part[0, :, 0].nbytes for part in (self.keys, self.values))
+
     def get_seq_length(self) -> int:
         """Return the number of columns in use."""
         return self.right - self.left
@@ -77,17 +101,24 @@ class Rows:
         prompts: all prompts that will be added; each has at least one token.
         steps: most tokens of an answer.
         size: most rows at once.
+        token_bytes: of one token's keys and values; with it, there may be fewer rows: see ``cache_shape``.
+
+    Attributes:
+        rows: the answers under way.
+        places, made: those of every row in the last step, on the model's device, shape (rows,).
     """
 
-    def __init__(self, model: Any, prompts: Sequence[Ids], steps: int, size: int) -> None:
-        self.model, self.prompts, self.size = model, prompts, size
+    def __init__(self, model: Any, prompts: Sequence[Ids], steps: int, size: int, token_bytes: int = 0) -> None:
+        self.model, self.prompts = model, prompts
         self.trunk = causal(model).get_decoder()
         self.device = next(model.parameters()).device
         self.takes_positions = "position_ids" in signature(causal(model).forward).parameters
         self.rows: list[Row] = []
         self.right = 0
+        self.places = self.made = torch.empty(0, dtype=torch.int64)
         span = max(map(len, prompts)) + steps
-        self.columns = span + (span // SPARE + 1 if len(prompts) > size else 0)
+        self.size, columns = cache_shape(min(size, len(prompts)), span, token_bytes)
+        self.columns = columns if len(prompts) > self.size else span
         first, last = min(prompts, key=list), max(prompts, key=list)  # in dictionary order: what these two share, all share
         same = next((n for n, (a, b) in enumerate(zip(first, last)) if a != b), min(len(first), len(last)))
         # A prompt's last token is not part of it: the first step reads that.
@@ -152,10 +183,12 @@ class Rows:
             self.right, left = self.right - left, 0
         for layer in self.cache.layers:
             layer.rows, layer.left, layer.right = len(self.rows), left, self.right
-        begins = torch.tensor([[row.begin] for row in self.rows], device=self.device)
+        state = [[row.token, row.begin, row.place, row.made] for row in self.rows]
+        tokens, begins, places, made = torch.tensor(state).to(self.device).split(1, dim=1)  # one copy to the device
+        self.places, self.made = places[:, 0], made[:, 0]
         ragged = any(row.begin > left for row in self.rows)
         out = self.model(
-            input_ids=torch.tensor([[row.token] for row in self.rows], device=self.device),
+            input_ids=tokens,
             attention_mask=(torch.arange(left, self.right + 1, device=self.device) >= begins).long() if ragged else None,
             past_key_values=self.cache,
             use_cache=True,
@@ -176,16 +209,23 @@ class Rows:
 
 
 @torch.no_grad()
-def obstacle(model: Any) -> str | None:
-    """Say why answers of a model cannot be decoded in rows, None if they can: found out by trying.
+def way_of(model: Any, longest: int) -> Way:
+    """Return how answers of a model are decoded, found out by trying.
 
     Two prompts with a common beginning are answered, the shorter one from the second step on, when the longer one has ended in
     its place; the logits are held against the model's own on each sequence alone.
+
+    Args:
+        model: a policy in evaluation mode. It is run under the caller's autocast.
+        longest: most tokens of a prompt with its answer.
     """
     inner = causal(model)
+    dependent = length_dependent(inner.config.get_text_config(), longest)
+    if dependent is not None:
+        return Way(dependent, lasting=True)
     kinds = {type(layer) for layer in DynamicCache(config=inner.config).layers}
     if getattr(inner, "_is_stateful", False) or not kinds <= {DynamicLayer, DynamicSlidingWindowLayer}:
-        return "it carries more from token to token than keys and values"
+        return Way("it carries more from token to token than keys and values")
     draw = torch.randint(inner.get_input_embeddings().weight.shape[0], (SHARED + 5,), generator=torch.Generator().manual_seed(0))
     ids: list[int] = draw.tolist()
     prompts = [[*ids[:SHARED], *ids[-4:]], ids[: SHARED + 1], ids[: SHARED + 3]]
@@ -204,9 +244,13 @@ def obstacle(model: Any) -> str | None:
                 rows.drop(0)
                 rows.add([1])
     except (TypeError, ValueError, RuntimeError, AttributeError, KeyError, IndexError) as error:
-        return f"its cache cannot be laid out in rows ({type(error).__name__}: {str(error).partition(chr(10))[0]})"
-    allowed = TOLERANCE if next(model.parameters()).dtype == torch.float32 and not torch.is_autocast_enabled() else ROUGH
-    return None if max(gaps) <= allowed else f"in rows its logits are off by {max(gaps):.2g} of their range"
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        return Way(f"its cache cannot be laid out in rows ({type(error).__name__}: {str(error).partition(chr(10))[0]})")
+    exact = next(model.parameters()).dtype == torch.float32 and not torch.is_autocast_enabled(rows.device.type)
+    if not all(gap <= (TOLERANCE if exact else ROUGH) for gap in gaps):  # a gap that is no number is none that is allowed
+        return Way(f"in rows its logits are off by {max(gaps):.2g} of their range")
+    return Way(None, token_bytes=sum(layer.token_bytes for layer in rows.cache.layers))
 
 
 def causal(model: Any) -> Any:

@@ -7,8 +7,12 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
-# Most tokens of all answers under way, with their prompts, whose keys and values are held: 3 GiB for SmolLM2-135M in fp32.
-CACHE_TOKENS = 1 << 16
+CACHE_BYTES = 8 << 30  # most that keys and values of answers under way take; not what is free: who is run together must not vary
+SPARE = (
+    4  # a quarter more columns than an answer with its prompt has are held; when they are used up, the cache moves to the left
+)
+
+MICRO_TOKENS = {"cpu": 1024, "cuda": 16384}  # of one forward pass, where the spec does not say
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,18 @@ class Numerics:
         import torch
 
         return torch.autocast(self.device.split(":")[0], dtype=getattr(torch, self.dtype))
+
+
+def cache_shape(wanted: int, longest: int, token_bytes: float) -> tuple[int, int]:
+    """Return the rows and columns in which keys and values of answers under way are held, within ``CACHE_BYTES``.
+
+    Args:
+        wanted: most answers at once.
+        longest: most tokens of a prompt with its answer.
+        token_bytes: of one token's keys and values in all layers.
+    """
+    columns = longest + longest // SPARE + 1
+    return max(1, min(wanted, int(CACHE_BYTES // max(1, columns * token_bytes)))), columns
 
 
 def torch_version() -> str:

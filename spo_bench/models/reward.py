@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,19 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from spo_bench.models.chat import plain_text, render
+from spo_bench.errors import StageError
+from spo_bench.models.chat import conversation_ids, plain_text
 from spo_bench.models.numerics import Numerics
 
 Messages = Sequence[Mapping[str, str]]
+
+
+def scoring(numerics: Numerics, dtype: str) -> Numerics:
+    """Return the numerics of reward models: where a stage runs, in a type of their own.
+
+    In bfloat16 a score depends a little on what else is in its batch, in float32 it does not.
+    """
+    return replace(numerics, dtype=dtype, held=dtype)
 
 
 def load_reward_model(
@@ -33,6 +42,10 @@ def load_reward_model(
         str(directory), dtype=getattr(torch, numerics.held), trust_remote_code=trust_remote_code, **more
     )
     tokenizer = AutoTokenizer.from_pretrained(str(directory), trust_remote_code=trust_remote_code)
+    if fresh:  # what is saved has to pad, if possible with what never ends a text: decoders are read before the padding
+        known = (tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.bos_token_id)
+        end = tokenizer.eos_token_id
+        tokenizer.pad_token_id = next((token for token in known if token is not None and token != end), end)
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     return model.to(numerics.device).eval(), tokenizer
 
@@ -49,15 +62,14 @@ class Encoded:
 
 
 def encode(tokenizer: Any, prompt: Messages, answer: str, max_length: int) -> Encoded:
-    """Return a prompt with its answer: as the policy reads them, closed by the end token, or for encoders as a pair of texts.
+    """Return a prompt with its answer: as a finished conversation, or for encoders as a pair of texts.
 
     An encoder is known by its mark between two texts, and by having no chat template. What is judged is the answer: a text
     longer than ``max_length``, or than the model can read, loses its beginning, but for the beginning-of-text token.
     """
     limit = min(max_length, tokenizer.model_max_length)  # a tokenizer without a limit gives a huge number
     if tokenizer.chat_template or tokenizer.sep_token_id is None:
-        ids = [*render(tokenizer, prompt).ids, *tokenizer(answer, add_special_tokens=False)["input_ids"]]
-        ids = ids if tokenizer.eos_token_id is None else [*ids, tokenizer.eos_token_id]
+        ids = conversation_ids(tokenizer, prompt, answer)
         first = ids[:1] if ids[0] == tokenizer.bos_token_id else []
         return Encoded(tuple(ids if len(ids) <= limit else [*first, *ids[len(ids) - limit + len(first) :]]))
     tokenizer.truncation_side = "left"
@@ -68,13 +80,18 @@ def encode(tokenizer: Any, prompt: Messages, answer: str, max_length: int) -> En
 def rewards_of(model: Any, tokenizer: Any, sequences: Sequence[Encoded], numerics: Numerics) -> Tensor:
     """Return the reward of each sequence of one batch, fp32, shape (n,); right-padded, so padding changes nothing.
 
-    Decoders are read at their last token that is no padding, which they find by the padding token's id. So where a sequence
-    itself ends with that token (many models pad with their end token), another one pads.
+    Decoders are read at their last token that is no padding, which they find by the padding token's id. So where that token is
+    in a text (many models pad with their end token), one that is in none pads.
+
+    Raises:
+        StageError: the texts of the batch have every token there is.
     """
-    width, ends = max(map(len, sequences)), {sequence.ids[-1] for sequence in sequences}
+    width, used = max(map(len, sequences)), {token for sequence in sequences for token in sequence.ids}
     pad = tokenizer.pad_token_id
-    if pad is None or pad in ends:
-        pad = next(token for token in range(len(ends) + 1) if token not in ends)
+    if pad is None or pad in used:
+        pad = next((token for token in range(model.get_input_embeddings().weight.shape[0]) if token not in used), None)
+    if pad is None:
+        raise StageError(f"every token of the vocabulary is in one batch of {len(sequences)} texts: none is left to pad with")
     tokens = torch.full((len(sequences), width), pad, dtype=torch.int64)
     present, segments = torch.zeros_like(tokens), torch.zeros_like(tokens)
     for line, sequence in enumerate(sequences):

@@ -12,6 +12,8 @@ from spo_bench.files import fingerprint, read_json
 from spo_bench.store.artifacts import HashCache
 
 EMBEDDED = "embedded"
+# Parts of the names of architectures with a head that continues a text; the last also read images.
+CAUSAL = ("CausalLM", "LMHead", "ForConditionalGeneration")
 TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.json", "vocab.txt", "merges.txt"),
     *("added_tokens.json", "special_tokens_map.json", "chat_template.jinja", "chat_template.json"),
@@ -112,6 +114,25 @@ def layers_and_positions(directory: Path) -> tuple[int | None, int | None]:
     layers = config.get("num_hidden_layers", config.get("n_layer"))
     positions = config.get("max_position_embeddings", config.get("n_positions"))
     return layers, positions
+
+
+def check_policy(directory: Path) -> None:
+    """Check that a model continues a text token by token. What comes with code of its own may.
+
+    Raises:
+        InputError: its config.json names an encoder, or an encoder with a decoder.
+    """
+    config = read_json(directory / "config.json")
+    names = [str(name) for name in config.get("architectures") or []]
+    if "AutoModelForCausalLM" in config.get("auto_map", {}):
+        return
+    if config.get("is_encoder_decoder") or (names and not any(part in name for name in names for part in CAUSAL)):
+        what = "an encoder with a decoder" if config.get("is_encoder_decoder") else "no causal language model"
+        raise InputError(
+            f"model '{directory}' ({', '.join(names) or config.get('model_type')}) is {what}",
+            "a policy continues a text token by token: a decoder alone, whose prompt and answer are one sequence",
+            "give a causal language model (in config.json, architectures: [...ForCausalLM])",
+        )
 
 
 def check_reward_model(directory: Path) -> None:

@@ -10,7 +10,7 @@ from . import names
 from .entries import p_text
 from .judges import judge_notes
 from .measure import ALPHA, Level
-from .results import Results, short_model
+from .results import Cell, Results, short_model
 
 RECONSTRUCTION = "SPO is a reconstruction from public descriptions: no reference code exists, and its settings here are ours."
 
@@ -47,6 +47,14 @@ def method_notes(rows: Sequence[Mapping[str, Any]], family_of: str = "a metric")
     family = _range(rows, "family")
     notes.append(f"† p < .05 after Holm’s correction over all contrasts of {family_of} (family of {family}).")
     return notes
+
+
+def threads_notes(cells: Iterable[Cell]) -> list[str]:
+    """Return a warning where the trainings of a table had unequal numbers of threads, so that their seconds do not compare."""
+    found = sorted({cell.threads for cell in cells if cell.done and cell.threads})
+    if len(found) < 2:
+        return []
+    return [f"Trainings ran on {found[0]} to {found[-1]} threads: seconds compare only between those with equally many."]
 
 
 def _noise_warning(rows: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -14,17 +14,21 @@ MARK = ".report.json"
 
 def leave_mark(run_dir: Path, files: Sequence[Path]) -> None:
     """Note from what the report of a run was made, and which files it has."""
-    names = sorted(str(path.relative_to(run_dir)) for path in files)
-    write_json(run_dir / MARK, {"made_from": _sources(run_dir), "files": names})
+    sizes = {str(path.relative_to(run_dir)): path.stat().st_size for path in sorted(files)}
+    write_json(run_dir / MARK, {"made_from": _sources(run_dir), "files": sizes})
 
 
 def is_current(run_dir: Path) -> bool:
-    """Say whether the report of a run is there, and would be made from the same by the same code."""
+    """Say whether the report of a run is there, each file as long as it was, and would be made from the same by the same code."""
     try:
         mark = read_json(run_dir / MARK)
     except (OSError, ValueError):
         return False
-    return mark["made_from"] == _sources(run_dir) and all((run_dir / name).is_file() for name in mark["files"])
+    return mark["made_from"] == _sources(run_dir) and all(_size(run_dir / name) == size for name, size in mark["files"].items())
+
+
+def _size(path: Path) -> int | None:
+    return path.stat().st_size if path.is_file() else None
 
 
 def _sources(run_dir: Path) -> str:

@@ -170,6 +170,11 @@ class Cell:
         return self._read[1]
 
     @property
+    def threads(self) -> int | None:
+        """Return how many threads the training ran on, None where nothing was trained or nobody noted it."""
+        return self.scores.get("threads")
+
+    @property
     def scalars(self) -> dict[str, tuple[float, bool]]:
         """Return the other numbers of the cell: name -> (value, higher is better)."""
         return {

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from spo_bench.files import canonical_json
 
 from . import names
-from .captions import RECONSTRUCTION, answer_notes, holdout_notes, level_note, method_notes, scoring_notes
+from .captions import RECONSTRUCTION, answer_notes, holdout_notes, level_note, method_notes, scoring_notes, threads_notes
 from .entries import (
     difference_decimals,
     difference_entries,
@@ -151,6 +151,7 @@ def main(numbers: Numbers, bold: Bold = "best") -> Table:
         *short[:-1],
         *answer_notes(results),
         *(["Train s: mean seconds of a training where it ran, over tasks and seeds; the table cost has more."] if timed else []),
+        *(threads_notes(cell for cells in rows.values() for cell in cells) if timed else []),
         *_fewer_seeds(rows),
         *holdout_notes(results),
         *tests,
@@ -283,6 +284,7 @@ def cost(numbers: Numbers) -> Table:
         body.append(row)
     caption = [
         "Means over seeds, measured where the cells ran; times depend on the machine and on what else ran there.",
+        *threads_notes(cell for _, cells in ordered for cell in cells),
         "Length: of the policy’s answers, in tokens. Tokens/pair: computed a training pair, shared prefixes once.",
         *spent_notes(results),
     ]

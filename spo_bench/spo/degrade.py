@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from functools import lru_cache
 from itertools import accumulate
 from random import Random
 from typing import NamedTuple
@@ -25,7 +24,6 @@ from spo_bench.spo.keywords import SPACES, Phrase, scan
 from spo_bench.spo.settings import SpoSettings
 
 MASK = "___"
-REMEMBERED = 16384  # texts; with three copies of 34 words, as HH's answers have, some 12 MB
 _NO_SPACE_AFTER = SPACES + "\n([{“‘«¿¡"
 _NO_SPACE_BEFORE = "\r\n.,;:!?)]}”’»…%"
 _EMPTY_LINES = re.compile(rf"^(?:[{SPACES}]*\r?\n)+")
@@ -65,19 +63,13 @@ def degraded_copies(text: str, settings: SpoSettings, seed: int) -> list[str | N
     """Return one text a degree, (degrees,); the first is ``text`` itself.
 
     None stands for a degree this text cannot show (too few units). Same text, settings and seed: same copies, in any process.
-    A text that was degraded lately is not looked at again; the list is the caller's own.
     """
-    return list(_copies(text, settings, seed if settings.draws() else 0))
-
-
-@lru_cache(maxsize=REMEMBERED)
-def _copies(text: str, settings: SpoSettings, seed: int) -> tuple[str | None, ...]:
     units, counts = removal(text, settings, seed)
     copies: list[str | None] = [text] + [None] * (settings.degrees - 1)
     for k, count in counts.items():
         copy = remove(text, units[:count], settings.op)
         copies[k] = copy if copy.strip() else None
-    return tuple(copies)
+    return copies
 
 
 def _counts(rho: Sequence[float], n: int) -> dict[int, int]:

@@ -82,3 +82,12 @@ class Work:
 def policy_at(directory: Path) -> Path:
     """Return where a policy's files are: a trained one lies in ``policy/`` of its artifact, others are the artifact."""
     return directory / "policy" if (directory / "policy").is_dir() else directory
+
+
+def plain_data(stage: Stage) -> Stage | None:
+    """Return the data that a stage reads, or is, before any data axis changed it; None where it reads none."""
+    while stage.kind != "data":
+        if "data" not in stage.inputs:
+            return None
+        stage = stage.inputs["data"]
+    return stage

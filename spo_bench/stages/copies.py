@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
@@ -17,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 from spo_bench.files import read_jsonl
 from spo_bench.models.chat import completion_ids
 from spo_bench.models.policy import load_tokenizer
+from spo_bench.processes import LARGE, Pool, may_start_processes
 from spo_bench.spo.degrade import degraded_copies, degree_labels
 from spo_bench.spo.settings import SpoSettings
 from spo_bench.stages.base import Work
@@ -24,7 +24,6 @@ from spo_bench.stages.data import load_split
 from spo_bench.training.examples import SIDES, Copy
 
 Record = Mapping[str, Any]
-LARGE = 20_000  # rows a process: fewer take less time than a further process needs to start
 FIELDS = ("id", "prompt_ids", *SIDES, *(f"{side}_ids" for side in SIDES))
 
 
@@ -86,7 +85,7 @@ def copies_of(
     own: Mapping[str, Sequence[int]] | None = None,
     processes: int | None = None,
 ) -> list[list[Copy]]:
-    """Return the copies of every row, in order; large data is shared by processes.
+    """Return the copies of every row, in order; large data is shared by processes where they may be started.
 
     Args:
         rows: tokenised.
@@ -96,24 +95,25 @@ def copies_of(
         own: the policy's own answers by row id, which take the place of the data's.
         processes: how many; None: as many as pay, at most one a core of this stage.
     """
-    count = processes or max(1, min(torch.get_num_threads(), len(rows) // LARGE))
+    count = processes or (min(torch.get_num_threads(), len(rows) // LARGE) if may_start_processes() else 1)
+    work = (maker, tokenizer, trust_remote_code)
     answers = [None if own is None else own[row["id"]] for row in rows]
-    if count == 1:
-        words = load_tokenizer(tokenizer, trust_remote_code)
-        return [maker.copies(row, words, answer) for row, answer in zip(rows, answers, strict=True)]
-    size = ceil(len(rows) / count)
-    parts = range(0, len(rows), size)
-    needed = [[{name: row[name] for name in FIELDS} for row in rows[start : start + size]] for start in parts]
-    with ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("spawn")) as pool:
-        made = [
-            pool.submit(_part, part, maker, tokenizer, trust_remote_code, answers[start : start + size])
-            for start, part in zip(parts, needed, strict=True)
-        ]
-        return [copies for part in made for copies in part.result()]
+    if count <= 1:
+        return _part(rows, answers, *work)
+    size, needed = ceil(len(rows) / count), [{name: row[name] for name in FIELDS} for row in rows]
+    try:
+        with Pool(count) as pool:
+            made = [
+                pool.submit(_part, needed[start : start + size], answers[start : start + size], *work)
+                for start in range(0, len(rows), size)
+            ]
+            return [copies for part in made for copies in part.result()]
+    except BrokenProcessPool:  # one was killed, or could not start
+        return _part(rows, answers, *work)
 
 
 def _part(
-    rows: Sequence[Record], maker: Maker, tokenizer: Path, trust_remote_code: bool, answers: Sequence[Sequence[int] | None]
+    rows: Sequence[Record], answers: Sequence[Sequence[int] | None], maker: Maker, tokenizer: Path, trust_remote_code: bool
 ) -> list[list[Copy]]:
     words = load_tokenizer(tokenizer, trust_remote_code)
     return [maker.copies(row, words, answer) for row, answer in zip(rows, answers, strict=True)]

@@ -10,7 +10,7 @@ from typing import Any
 
 from spo_bench.judging.verdict import Judge, Question
 from spo_bench.models.chat import plain_text
-from spo_bench.models.reward import load_reward_model, score_answers
+from spo_bench.models.reward import load_reward_model, score_answers, scoring
 from spo_bench.plugins import get_task
 from spo_bench.stages.base import Work
 from spo_bench.stages.data import as_row
@@ -23,7 +23,8 @@ Labeller = Callable[[Sequence[Mapping[str, Any]], Sequence[Sequence[str]]], list
 def labeller(work: Work) -> Labeller:
     """Return what gives every candidate answer of every row a number, None where none could be had.
 
-    Config: labeller {kind: gold|reward|local|openai, ...}, as the stage ``judge`` has it; max_length for a reward model.
+    Config: labeller {kind: gold|reward|local|openai, ...}, as the stage ``judge`` has it; for a reward model max_length, trained,
+    dtype (in which it scores) and version (of the code that does).
     Inputs: reward_model or judge_model.
 
     A judge that reads texts raises StageError where it has to stop. Its invalid verdicts are final here, since what was trained
@@ -50,11 +51,12 @@ def _gold(work: Work) -> Labeller:
 
 def _reward(work: Work) -> Labeller:
     trust = work.local["trust_remote_code"] if work.config["labeller"]["trained"] else False
-    model, tokenizer = load_reward_model(work.inputs["reward_model"], work.numerics, trust)
+    numerics = scoring(work.numerics, work.config["labeller"]["dtype"])
+    model, tokenizer = load_reward_model(work.inputs["reward_model"], numerics, trust)
 
     def label(rows: Sequence[Mapping[str, Any]], answers: Sequence[Sequence[str]]) -> list[Values]:
         items = [(row["prompt"], text) for row, texts in zip(rows, answers, strict=True) for text in texts]
-        scores = iter(score_answers(model, tokenizer, items, work.numerics, work.config["labeller"]["max_length"]))
+        scores = iter(score_answers(model, tokenizer, items, numerics, work.config["labeller"]["max_length"]))
         return [[next(scores) for _ in texts] for texts in answers]
 
     return label

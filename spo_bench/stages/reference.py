@@ -26,7 +26,7 @@ SPLITS: tuple[SplitName, ...] = ("train", "eval")
 def run(work: Work) -> None:
     """Write ``SPLIT.safetensors`` for train and eval: values and lengths of a row's answers from best to worst, row by row."""
     model = load_policy(work.inputs["policy"], work.numerics, trust_remote_code=work.local["trust_remote_code"])
-    share = shares_prefixes(model, work.config["packing"], work.config["max_length"])
+    share = shares_prefixes(model, work.config["packing"], work.config["max_length"], work.numerics)
     for split in SPLITS:
         records = load_split(work.inputs["data"], split)
         items = [(np.asarray(r["prompt_ids"]), [np.asarray(ids) for ids in answer_ids(r)]) for r in records]
@@ -49,7 +49,7 @@ def run_mismatched(work: Work) -> None:
         for rows in step_rows(len(records), settings.batch_size, settings.steps, settings.seed)
         for a, b in mismatched(rows)
     ]
-    share = shares_prefixes(model, settings.packing, settings.max_length)
+    share = shares_prefixes(model, settings.packing, settings.max_length, work.numerics)
     values = log_probs(model, items, work.numerics, settings.micro_tokens, share)
     save(work.out / "mismatched.safetensors", values)
 
@@ -61,7 +61,7 @@ def run_explored(work: Work) -> None:
     samples (one a training row).
     """
     model = load_policy(work.inputs["policy"], work.numerics, trust_remote_code=work.local["trust_remote_code"])
-    share = shares_prefixes(model, work.config["packing"], work.config["max_length"])
+    share = shares_prefixes(model, work.config["packing"], work.config["max_length"], work.numerics)
     records = load_split(work.inputs["data"], "train")
     answers = explored_ids(work.inputs["samples"], records, work.config["max_length"])
     items = [(np.asarray(r["prompt_ids"]), [ids]) for r, ids in zip(records, answers, strict=True)]

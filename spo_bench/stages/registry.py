@@ -21,13 +21,13 @@ KINDS = {
     "explored": ("spo_bench.stages.reference:run_explored", 2),
     "train": ("spo_bench.stages.train:run", 4),
     "rows": ("spo_bench.stages.rows:run", 2),
-    "goals": ("spo_bench.stages.goals:run", 2),
-    "generate": ("spo_bench.stages.generate:run", 2),
+    "goals": ("spo_bench.stages.goals:run", 3),
+    "generate": ("spo_bench.stages.generate:run", 3),
     "score": ("spo_bench.stages.score:run", 2),
-    "reward_model": ("spo_bench.stages.reward_model:run", 2),
-    "reward": ("spo_bench.stages.reward:run", 2),
+    "reward_model": ("spo_bench.stages.reward_model:run", 3),
+    "reward": ("spo_bench.stages.reward:run", 3),
     "judge": ("spo_bench.stages.judge:run", 2),
-    "judge_audit": ("spo_bench.stages.judge_audit:run", 2),
+    "judge_audit": ("spo_bench.stages.judge_audit:run", 3),
 }
 
 

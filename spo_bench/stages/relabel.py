@@ -17,7 +17,7 @@ from jinja2 import TemplateError
 from spo_bench.errors import InputError, StageError
 from spo_bench.models.chat import Rendered, render
 from spo_bench.models.policy import load_policy
-from spo_bench.models.reward import load_reward_model, score_answers
+from spo_bench.models.reward import load_reward_model, score_answers, scoring
 from spo_bench.stages.base import Work, policy_at
 from spo_bench.stages.data import load_split
 from spo_bench.stages.reference import load as load_reference
@@ -53,9 +53,10 @@ def qualities(work: Work, rows: Sequence[Record]) -> list[tuple[float, float]]:
 
 def _rewards(work: Work, rows: Sequence[Record]) -> list[tuple[float, float]]:
     trust = work.local.get("trust_reward_code", False)  # trust in the policy's own code is no trust in a reward model's
-    model, tokenizer = load_reward_model(work.inputs["reward_model"], work.numerics, trust)
+    numerics = scoring(work.numerics, work.config["relabel"]["dtype"])
+    model, tokenizer = load_reward_model(work.inputs["reward_model"], numerics, trust)
     items = [(row["prompt"], row[side]) for row in rows for side in ("chosen", "rejected")]
-    scores = score_answers(model, tokenizer, items, work.numerics, work.config["max_length"])
+    scores = score_answers(model, tokenizer, items, numerics, work.config["max_length"])
     return list(zip(scores[::2], scores[1::2], strict=True))
 
 
@@ -69,7 +70,7 @@ def _implicit(work: Work, rows: Sequence[Record]) -> list[tuple[float, float]]:
         base=work.inputs["base"],
         trust_remote_code=work.local["trust_remote_code"],
     )
-    share = shares_prefixes(policy, work.config["packing"], work.config["max_length"])
+    share = shares_prefixes(policy, work.config["packing"], work.config["max_length"], work.numerics)
     items = [(np.asarray(r["prompt_ids"]), [np.asarray(r["chosen_ids"]), np.asarray(r["rejected_ids"])]) for r in rows]
     found = []
     for row, own in zip(rows, log_probs(policy, items, work.numerics, work.config["micro_tokens"], share), strict=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,7 +23,8 @@ def run(work: Work) -> None:
     """Write the reward model as a Hugging Face directory and ``accuracy.json`` (on the eval pairs, which it has not seen).
 
     The loss of a pair is -log sigmoid(reward of chosen - reward of rejected) (Bradley and Terry 1952).
-    Config: settings (of the loop), max_length, numerics. Inputs: policy (the weights it starts from), data.
+    Config: settings (of the loop), gradient_checkpointing, max_length, numerics, scores (the type in which it scores).
+    Inputs: policy (the weights it starts from), data.
     """
     rows, limit = load_split(work.inputs["data"], "heldout"), work.config["max_length"]
     if not rows:
@@ -56,8 +58,9 @@ def run(work: Work) -> None:
 
 def pair_accuracy(model: Any, tokenizer: Any, rows: list[Any], work: Work, limit: int) -> dict[str, Any]:
     """Return the share of pairs whose chosen answer scores higher (ties count half), and the number of pairs."""
+    numerics = replace(work.numerics, dtype=work.config["scores"])
     scores = {
-        side: score_answers(model, tokenizer, [(r["prompt"], r[side]) for r in rows], work.numerics, limit)
+        side: score_answers(model, tokenizer, [(r["prompt"], r[side]) for r in rows], numerics, limit)
         for side in ("chosen", "rejected")
     }
     wins = [1.0 if a > b else 0.5 if a == b else 0.0 for a, b in zip(scores["chosen"], scores["rejected"], strict=True)]

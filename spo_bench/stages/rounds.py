@@ -20,8 +20,9 @@ import torch
 from spo_bench.errors import StageError
 from spo_bench.files import read_jsonl
 from spo_bench.models.chat import completion_ids, special_ids
+from spo_bench.models.decoding import Way
 from spo_bench.models.policy import stop_tokens
-from spo_bench.models.sampling import sample
+from spo_bench.models.sampling import find_way, sample
 from spo_bench.stages.base import Work
 from spo_bench.stages.examples import example, reference_of, sums_of
 from spo_bench.stages.labelling import Labeller, labeller
@@ -61,6 +62,9 @@ def run_rounds(work: Work, training: Training, log: Callable[[dict[str, Any]], N
     regime, settings, objective = work.config["regime"], training.settings, training.objective
     batches = regime["every"] or 1
     progress, label = begin(objective, settings), labeller(work)
+    objective.model.eval()
+    longest = max(len(record["prompt_ids"]) for record in training.records) + work.config["generate"]["max_new_tokens"]
+    way = find_way(objective.model, longest, objective.numerics)
     # The policy begins as the reference; from then on the reference is a second set of the trained weights.
     reference = MovingReference(trained(objective.model), mixup=1.0, every=1)
     others = [_answers(work, name) for name in sorted(work.inputs) if name.startswith("model:")]
@@ -76,8 +80,8 @@ def run_rounds(work: Work, training: Training, log: Callable[[dict[str, Any]], N
         start = counts["rounds"] * batches
         rows = [training.records[i] for batch in plan[start : start + batches] for i in batch]
         seed = stream_seed(settings.seed, "round", counts["rounds"])
-        greedy = _greedy(work, training, reference, rows, seed)
-        candidates = _candidates(work, training, rows, greedy, others, seed)
+        greedy = _greedy(work, training, way, reference, rows, seed)
+        candidates = _candidates(work, training, way, rows, greedy, others, seed)
         pairs, ties = _pairs(training, rows, candidates, greedy, label)
         for name, count in (("rounds", 1), ("prompts", len(rows)), ("pairs", len(pairs)), ("ties", ties)):
             counts[name] += count
@@ -99,7 +103,8 @@ def run_rounds(work: Work, training: Training, log: Callable[[dict[str, Any]], N
             f"{counts['invalid']} without a verdict), too few for {settings.steps} steps of {size}: the answers hardly differ to "
             "the labeller; raise samples or the temperature, or let others compete"
         )
-    return {"tokens_per_pair_separate": sum(tokens) / len(tokens), "regime": counts}
+    separate = sum(tokens) / len(tokens)
+    return {"tokens_per_pair_separate": separate, "regime": counts, "decoding_fallback": way.obstacle}
 
 
 def _answers(work: Work, name: str) -> dict[str, tuple[str, bool]]:
@@ -110,18 +115,19 @@ def _answers(work: Work, name: str) -> dict[str, tuple[str, bool]]:
 
 
 def _greedy(
-    work: Work, training: Training, reference: MovingReference, rows: Sequence[Record], seed: int
+    work: Work, training: Training, way: Way, reference: MovingReference, rows: Sequence[Record], seed: int
 ) -> list[Candidate] | None:
     """Return the reference's greedy answers, where they compete or an addition wants them."""
     if not work.config["regime"]["greedy"] and "exploration" not in training.objective.additions:
         return None
     with reference.in_place(training.objective.model):
-        return _sampled(work, training, rows, {**work.config["generate"], "temperature": 0}, seed)
+        return _sampled(work, training, way, rows, {**work.config["generate"], "temperature": 0}, [seed])
 
 
 def _candidates(
     work: Work,
     training: Training,
+    way: Way,
     rows: Sequence[Record],
     greedy: Sequence[Candidate] | None,
     others: Sequence[Mapping[str, tuple[str, bool]]],
@@ -131,9 +137,9 @@ def _candidates(
     regime, tokenizer = work.config["regime"], training.tokenizer
     found: list[list[Candidate]] = [[] for _ in rows]
     special = special_ids(tokenizer)
-    for number in range(regime["samples"]):
-        for place, one in enumerate(_sampled(work, training, rows, work.config["generate"], stream_seed(seed, "answer", number))):
-            found[place].append(one)
+    seeds = [stream_seed(seed, "answer", number) for number in range(regime["samples"])]
+    for place, one in enumerate(_sampled(work, training, way, rows, work.config["generate"], seeds)):
+        found[place % len(rows)].append(one)
     for place, row in enumerate(rows):
         if regime["greedy"] and greedy is not None:
             found[place].append(greedy[place])
@@ -153,15 +159,17 @@ def _as_trained(tokenizer: Any, text: str, ids: list[int]) -> Candidate:
     return (text if ids[-1] == tokenizer.eos_token_id else tokenizer.decode(ids, skip_special_tokens=True).strip(), ids)
 
 
-def _sampled(work: Work, training: Training, rows: Sequence[Record], settings: Mapping[str, Any], seed: int) -> list[Candidate]:
-    """Answer every row's prompt with the model as it stands."""
+def _sampled(
+    work: Work, training: Training, way: Way, rows: Sequence[Record], settings: Mapping[str, Any], seeds: Sequence[int]
+) -> list[Candidate]:
+    """Answer every row's prompt with the model as it stands: all rows under the first seed, then under the next."""
     model, tokenizer = training.objective.model, training.tokenizer
     model.eval()
-    seeds = [stream_seed(seed, "sampling", place) for place in range(len(rows))]
+    drawn, asked = [stream_seed(seed, "sampling", place) for seed in seeds for place in range(len(rows))], [*rows] * len(seeds)
     stops = stop_tokens(work.inputs["policy"], tokenizer)
-    found = sample(model, [row["prompt_ids"] for row in rows], settings, stops, seeds, training.objective.numerics)
+    found = sample(model, [row["prompt_ids"] for row in asked], settings, stops, drawn, training.objective.numerics, way)
     answers = []
-    for row, ids in zip(rows, found, strict=True):
+    for row, ids in zip(asked, found, strict=True):
         kept = ids[: training.settings.max_length - len(row["prompt_ids"])]
         if kept[-1] in stops:
             kept = [*kept[:-1], tokenizer.eos_token_id]

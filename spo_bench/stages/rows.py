@@ -29,8 +29,9 @@ def run(work: Work) -> None:
     The rows for sft and for training reward models stay as they are: all cells share the first, and the second judge answers in
     every domain. Changes come in the order holdout, list, relabel, label_flip.
 
-    Config: label_flip (a share), holdout (domains), list {size, source, version} or null, relabel {name, scores, goal} or null,
-    goals, seed, max_length; for relabelling by a model also numerics, micro_tokens, packing.
+    Config: label_flip (a share), holdout (domains), list {size, source, version} or null, relabel {name, scores, goal} or null
+    (by a reward model also dtype, in which it scores, and version, of the code that does), goals, seed, max_length; for
+    relabelling by a model also numerics, micro_tokens, packing.
     Inputs: data, model (the tokenizer); reward_model, or labeller, base and reference, where relabelling asks for them.
     Local: task, data, tasks_dirs, trust_remote_code; trust_reward_code (of a reward model; false where it is not given).
     """

@@ -74,7 +74,7 @@ def trained_metrics(work: Work, samples: Sequence[Mapping[str, Any]], prompts: M
     answers = [(np.asarray(prompts[s["id"]]["prompt_ids"]), [np.asarray(s["ids"])]) for s in samples]
 
     policy = load_policy(policy_at(work.inputs["policy"]), work.numerics, base=work.inputs["base"], trust_remote_code=trust)
-    share = shares_prefixes(policy, work.config["packing"], work.config["max_length"])
+    share = shares_prefixes(policy, work.config["packing"], work.config["max_length"], work.numerics)
     own_pairs = log_probs(policy, pairs, work.numerics, budget, share)
     own_answers = log_probs(policy, answers, work.numerics, budget, share)
     del policy

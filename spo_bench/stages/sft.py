@@ -27,7 +27,7 @@ def run(work: Work) -> None:
     if not records:
         raise StageError("supervised fine-tuning was asked for, but no task of this matrix has demonstrations (split sft)")
     settings = TrainSettings.for_rows(work.config["settings"], len(records))
-    share = shares_prefixes(model, settings.packing, settings.max_length)
+    share = shares_prefixes(model, settings.packing, settings.max_length, work.numerics)
     rows = [build_row(np.asarray(r["prompt_ids"]), [Response(np.asarray(r["chosen_ids"]))], share) for r in records]
     if work.config["gradient_checkpointing"]:
         checkpoint_activations(model)

@@ -36,7 +36,8 @@ def run(work: Work) -> None:
     Config: method {name, version, hyperparameters}, additions (name -> {version, settings}), spo (settings or null), settings
     (of the loop), lora, fraction (of the training rows), equal_steps (whether a fraction takes as many steps as all
     rows),
-    gradient_checkpointing, numerics; with pairs of the policy's own answers regime, generate, labeller.
+    gradient_checkpointing, numerics; with pairs of the policy's own answers regime, generate, generate_version,
+    labeller.
     Inputs: policy, data; copies with SPO; offline also reference, mismatched where the method has a KL, greedy and explored where
     an addition wants the reference's greedy answer. What a regime needs: see ``rounds``.
     """
@@ -71,7 +72,8 @@ def prepare(work: Work) -> Training:
     settings = loop_settings(work)
     reset_peak_memory(torch.device(work.numerics.device))
     model = load_policy(work.inputs["policy"], work.numerics, trust_remote_code=trust)
-    obstacle = trie_obstacle(model, settings.max_length) if settings.packing == "trie" else None
+    with work.numerics.autocast():
+        obstacle = trie_obstacle(model, settings.max_length) if settings.packing == "trie" else None
     if obstacle is not None:
         settings = replace(settings, packing="separate")
     if work.config["lora"]:
@@ -167,12 +169,13 @@ def degree_accuracy(objective: Objective, examples: Sequence[Example], settings:
 
 
 def costs(steps: Sequence[Mapping[str, Any]], seconds: float, device: torch.device) -> dict[str, Any]:
-    """Return what a training took: tokens a pair; seconds; peak memory in bytes."""
+    """Return what a training took: tokens a pair; seconds, and on how many threads; peak memory in bytes."""
     step_seconds = sum(row["seconds"] for row in steps)
     return {
         "tokens_per_pair": sum(row["tokens"] for row in steps) / sum(row["pairs"] for row in steps),
         "steps": len(steps),
         "seconds": seconds,
+        "threads": torch.get_num_threads(),
         "step_seconds": step_seconds,
         "pairs_per_second": sum(row["pairs"] for row in steps) / step_seconds,
         "peak_memory": peak_memory(device),

@@ -102,6 +102,31 @@ class Store:
             yield
 
 
+class Listing(Store):
+    """A store as it was when it was first looked at: for a plan, which asks many times whether very many artifacts are there."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self._names: dict[str, set[str]] = {}
+        self._known: dict[tuple[str, str], bool] = {}
+
+    def has(self, kind: str, key: str) -> bool:
+        """Say whether the artifact was there and complete."""
+        if (kind, key) not in self._known:
+            self._known[kind, key] = self._is_listed(kind, key) and super().has(kind, key)
+        return self._known[kind, key]
+
+    def to_retry(self, kind: str, key: str) -> int:
+        """Return how many things of a finished artifact may go better another time; 0: it is final, or was not there."""
+        return super().to_retry(kind, key) if self._is_listed(kind, key) else 0
+
+    def _is_listed(self, kind: str, key: str) -> bool:
+        if kind not in self._names:
+            folder = self.root / kind
+            self._names[kind] = set(os.listdir(folder)) if folder.is_dir() else set()
+        return key in self._names[kind]
+
+
 class HashCache:
     """Hashes of large files, remembered by path, size and modification time, so that planning does not read weights twice."""
 

@@ -19,8 +19,13 @@ from transformers.masking_utils import sdpa_mask
 from spo_bench.training.blocks import Block, Sight
 
 NAME = "spo_bench_trie"
-# What a model may hand its attention function and this one does not compute; None and False mean "not used".
-REFUSED = ("s_aux", "position_bias", "cache", "head_mask", "attention_bias")
+GRAPHS = 128  # that torch.compile may make of FlexAttention in one process
+# What models hand on to their attention function that does not change what it computes. Anything else (sinks, biases, the indices
+# of sparse attention) is refused unless it is None or False, so that a new kind of attention is not taken for the plain one.
+HARMLESS = {
+    "position_ids", "cache_position", "position_embeddings", "is_causal", "use_cache", "return_dict", "past_key_values",
+    "output_attentions", "output_hidden_states", "output_router_logits", "num_items_in_batch", "layer_idx", "logits_to_keep",
+}  # fmt: skip
 
 
 def use_tries(model: Any) -> None:
@@ -69,19 +74,21 @@ def attention(
     Raises:
         ValueError: the model asks for what is not computed here.
     """
-    refused = [name for name in REFUSED if more.get(name) is not None and more.get(name) is not False]
+    refused = [name for name, value in more.items() if name not in HARMLESS and value is not None and value is not False]
     if refused:
-        raise ValueError(f"its attention needs {', '.join(refused)}")
+        raise ValueError(f"its attention needs {', '.join(sorted(refused))}")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if trie is None:
         return _without_trie(module, query, key, value, attention_mask, scale, dropout, softcap), None
+    # Under autocast rotary positions leave queries and keys in fp32; products run in the type that was asked for.
+    query, key = query.to(value.dtype), key.to(value.dtype)
     if query.is_cuda and dropout == 0:
         return _flex(query, key, value, trie, scale, sliding_window, softcap), None
-    blocks = trie.within(sliding_window)
+    blocks, places = trie.within(sliding_window)
     if dropout > 0:
         parts = [_plain(*_gathered(query[0], key[0], value[0], block), block.bias, scale, softcap, dropout) for block in blocks]
-        return _scattered(parts, trie.places)[None], None
-    out: Tensor = _Blockwise.apply(query[0], key[0], value[0], blocks, trie.places, scale, softcap)
+        return _scattered(parts, places)[None], None
+    out: Tensor = _Blockwise.apply(query[0], key[0], value[0], blocks, places, scale, softcap)
     return out[None], None
 
 
@@ -228,8 +235,13 @@ def _flex_functions(compiled: bool) -> tuple[Callable[..., Any], Callable[..., A
     """Return (flex_attention, create_block_mask), compiled where they run on CUDA."""
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-    both: list[Callable[..., Any]] = [flex_attention, create_block_mask]
-    return (torch.compile(both[0], dynamic=True), torch.compile(both[1], dynamic=True)) if compiled else (both[0], both[1])
+    if not compiled:
+        return flex_attention, create_block_mask
+    # Every head size, type, window and cap is a graph of its own, and one process serves several models. Past the limit
+    # FlexAttention would hold all scores; a whole graph is demanded, so that it fails instead.
+    torch._dynamo.config.recompile_limit = max(GRAPHS, torch._dynamo.config.recompile_limit)
+    flex = torch.compile(flex_attention, dynamic=True, fullgraph=True)
+    return flex, torch.compile(create_block_mask, dynamic=True, fullgraph=True)
 
 
 def block_mask(trie: Sight, window: int | None) -> Any:
@@ -242,7 +254,8 @@ def block_mask(trie: Sight, window: int | None) -> Any:
             return ancestor if window is None else ancestor & (positions[q] - positions[k] < window)
 
         make = _flex_functions(ends.is_cuda)[1]
-        trie.masks[window] = make(seen, None, None, len(ends), len(ends), device=ends.device)
+        with torch.no_grad():
+            trie.masks[window] = make(seen, None, None, len(ends), len(ends), device=ends.device)
     return trie.masks[window]
 
 

@@ -8,7 +8,7 @@ is then near-linear in the number of rows and of branches. Blocks of like size a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -39,53 +39,50 @@ class Block:
     bias: Tensor
     present: Tensor
 
+    def to(self, device: torch.device) -> Block:
+        """Return it on another device."""
+        return Block(*(moved(part, device) for part in (self.queries, self.keys, self.bias, self.present)))
+
 
 @dataclass(frozen=True)
 class Sight:
     """Who sees whom in a pack.
 
     Attributes:
-        blocks: every node is a query of exactly one.
-        places: for every node its place among the queries of all blocks, one after the other, shape (nodes,).
+        rows: of every row, one past each node's last descendant within the row, shape (nodes of the row,).
         positions: depth of every node, shape (nodes,).
         ends: one past a node's last descendant, shape (nodes,).
-        windowed: window -> the blocks with their bias for it, made when first asked for.
+        windowed: window -> its blocks and places, made when first asked for: FlexAttention needs none.
         masks: window -> FlexAttention's block mask, likewise.
     """
 
-    blocks: tuple[Block, ...]
-    places: Tensor
+    rows: tuple[Ints, ...]
     positions: Tensor
     ends: Tensor
-    windowed: dict[int, tuple[Block, ...]] = field(default_factory=dict)
+    windowed: dict[int | None, tuple[tuple[Block, ...], Tensor]] = field(default_factory=dict)
     masks: dict[int | None, Any] = field(default_factory=dict)
 
     def to(self, device: torch.device) -> Sight:
         """Return it on another device."""
+        return Sight(self.rows, moved(self.positions, device), moved(self.ends, device))
 
-        def moved(part: Tensor) -> Tensor:
-            return part.to(device, non_blocking=True)
+    def within(self, window: int | None) -> tuple[tuple[Block, ...], Tensor]:
+        """Return the blocks where a query sees only the last ``window`` tokens of its path, itself included; None: all.
 
-        blocks = tuple(Block(*(moved(part) for part in vars(block).values())) for block in self.blocks)
-        return Sight(blocks, moved(self.places), moved(self.positions), moved(self.ends))
-
-    def within(self, window: int | None) -> tuple[Block, ...]:
-        """Return the blocks where a query sees only the last ``window`` tokens of its path, itself included; None: all."""
-        if window is None:
-            return self.blocks
+        Returns:
+            Blocks, where every node is a query of exactly one; and for every node its place among the queries of all blocks,
+            one after the other, shape (nodes,).
+        """
         if window not in self.windowed:
-            self.windowed[window] = tuple(
-                replace(
-                    block,
-                    bias=block.bias.masked_fill(
-                        (self.positions[block.queries][:, :, None] - self.positions[block.keys][:, None] >= window)
-                        & block.present[:, :, None],
-                        float("-inf"),
-                    ),
-                )
-                for block in self.blocks
-            )
+            blocks, places = _blocks(self.rows, self.positions.cpu().numpy(), window)
+            device = self.positions.device
+            self.windowed[window] = tuple(block.to(device) for block in blocks), moved(places, device)
         return self.windowed[window]
+
+
+def moved(part: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor on another device; on the way to a GPU nothing waits for it."""
+    return part.pin_memory().to(device, non_blocking=True) if device.type == "cuda" and not part.is_cuda else part.to(device)
 
 
 def sight(ends: Sequence[Ints], positions: Ints) -> Sight:
@@ -95,13 +92,23 @@ def sight(ends: Sequence[Ints], positions: Ints) -> Sight:
         ends: of every row, one past each node's last descendant within the row, shape (nodes of the row,).
         positions: of all nodes, shape (nodes,).
     """
+    whole = np.concatenate([row + start for row, start in zip(ends, np.cumsum([0, *map(len, ends[:-1])]), strict=True)])
+    return Sight(tuple(ends), torch.from_numpy(positions), torch.from_numpy(whole))
+
+
+def _blocks(rows: Sequence[Ints], positions: Ints, window: int | None) -> tuple[tuple[Block, ...], Tensor]:
+    """Return the blocks of a window and every node's place among their queries."""
     cut: list[tuple[Ints, Ints, NDArray[np.bool_]]] = []
     offset = 0
-    for row in ends:
+    for row in rows:
+        depth = positions[offset : offset + len(row)]
         for begin in range(0, len(row), QUERIES):
             queries = np.arange(begin, min(begin + QUERIES, len(row)))
             keys = np.flatnonzero(row[: queries[-1] + 1] > begin)
             seen = (keys <= queries[:, None]) & (queries[:, None] < row[keys])
+            if window is not None:
+                seen &= depth[queries][:, None] - depth[keys] < window
+                keys, seen = keys[used := seen.any(0)], seen[:, used]
             cut.append((queries + offset, keys + offset, seen))
         offset += len(row)
     groups = _alike(cut)
@@ -115,8 +122,7 @@ def sight(ends: Sequence[Ints], positions: Ints) -> Sight:
             places[nodes] = before + line * width + np.arange(len(nodes))
         before += len(group) * width
         blocks.append(block)
-    whole = np.concatenate([row + start for row, start in zip(ends, np.cumsum([0, *map(len, ends[:-1])]), strict=True)])
-    return Sight(tuple(blocks), torch.from_numpy(places), torch.from_numpy(positions), torch.from_numpy(whole))
+    return tuple(blocks), torch.from_numpy(places)
 
 
 def _alike(cut: Sequence[tuple[Ints, Ints, NDArray[np.bool_]]]) -> list[list[int]]:

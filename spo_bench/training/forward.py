@@ -115,17 +115,15 @@ def _checkpointed(model: Any, rows: Tensor, targets: Tensor, collisions: bool) -
         agree = (2 * logits.detach()).logsumexp(dim=1) - 2 * total.detach() if collisions else total.detach()
         return logits.gather(1, wanted[:, None])[:, 0] - total, agree
 
-    size = chunk_rows(model.get_output_embeddings().weight.shape[0])
+    size = chunk_rows(model.get_output_embeddings().weight.shape[0], rows.device.type)
     pieces = [(rows[i : i + size], targets[i : i + size]) for i in range(0, max(1, len(rows)), size)]
     edges = [checkpoint(chunk, *piece, use_reentrant=False) for piece in pieces]
     return torch.cat([edge[0] for edge in edges]), torch.cat([edge[1] for edge in edges])
 
 
-def response_sums(values: Tensor, batch: Pack) -> tuple[Tensor, Tensor]:
-    """Return (sum, token count) of per-token values for each scored response, each of shape (scored,)."""
-    sums = values.new_zeros(batch.scored).index_add(0, batch.token_owner, values)
-    counts = torch.bincount(batch.token_owner, minlength=batch.scored)
-    return sums, counts
+def response_sums(values: Tensor, batch: Pack) -> Tensor:
+    """Return the sum of per-token values for each scored response, of shape (scored,)."""
+    return values.new_zeros(len(batch.scored_lengths)).index_add(0, batch.token_owner, values)
 
 
 def pool(hidden: Tensor, batch: Pack, how: str) -> tuple[Tensor, Tensor]:
@@ -139,9 +137,9 @@ def pool(hidden: Tensor, batch: Pack, how: str) -> tuple[Tensor, Tensor]:
     Returns:
         (pooled fp32 of shape (pooled, hidden), token counts of shape (pooled,)).
     """
-    counts = torch.bincount(batch.pool_owner, minlength=batch.pooled)
+    counts = batch.pooled_lengths
     if how == "last_token":
         return hidden[batch.last_nodes].float(), counts
-    sums = hidden.new_zeros(batch.pooled, hidden.shape[1], dtype=torch.float32)
+    sums = hidden.new_zeros(len(counts), hidden.shape[1], dtype=torch.float32)
     sums = sums.index_add(0, batch.pool_owner, hidden[batch.pool_nodes].float())
     return sums / counts[:, None], counts

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from spo_bench.errors import StageError
 from spo_bench.methods import get_addition
-from spo_bench.spo.head import add_bins
+from spo_bench.spo.head import bin_counts
 from spo_bench.training.examples import Example, MicroBatch, micro_batches, step_rows, stream_seed
 from spo_bench.training.moving import MovingReference
 from spo_bench.training.objective import Objective, Statistics
@@ -158,7 +158,7 @@ def fit(
             )
             upstream = gradient, whole
         torch.manual_seed(dropout)
-        logged, bins = Sums(), dict[str, list[int]]()
+        logged, told = Sums(), list[tuple[Tensor, Tensor]]()
         for batch, old in zip(batches, frozen, strict=True):
             sums, _, layer, collisions = objective.forward(batch)
             lists, part = objective.lists(batch, sums, old, collisions, rows[batch.places], step), len(batch.places) / len(rows)
@@ -169,10 +169,10 @@ def fit(
                 loss = value = losses.mean() * part
             logged.add(objective.logged(lists, value, part))
             if head is not None and copies:
-                degree, degree_parts, counts = objective.degree(layer, batch, step, copies)
+                degree, degree_parts, copies_told = objective.degree(layer, batch, step, copies)
                 loss = loss + degree
                 logged.add({**degree_parts, "weighted_degree_loss": degree.detach()})
-                add_bins(bins, counts)
+                told.append(copies_told)
             loss.backward()
         grad_norm = descend(progress.policy, weights, learning_rate_at(settings, step), settings.clip)
         if progress.head is not None and head is not None and objective.spo is not None:
@@ -182,7 +182,7 @@ def fit(
         if progress.moving is not None:
             progress.moving.follow(progress.step)
 
-        row: dict[str, Any] = {"step": step, "loss": 0.0, **logged.values(), "grad_norm": float(grad_norm)}
+        row: dict[str, Any] = {"step": step, "loss": 0.0, **logged.values(grad_norm=grad_norm)}
         row["loss"] = row["alignment_loss"] + row.pop("weighted_degree_loss", 0.0)
         if not all(math.isfinite(value) for value in row.values()):
             ids = ", ".join(examples[i].id for i in rows[:8])
@@ -194,7 +194,7 @@ def fit(
             "pairs": len(rows),
         }
         if head is not None:
-            row["degree_accuracy_bins"] = bins
+            row["degree_accuracy_bins"] = bin_counts(*map(torch.cat, zip(*told, strict=True))) if told else {}
         log({**row, "seconds": time.perf_counter() - started, "peak_memory": peak_memory(device)})
     model.eval()
     return progress
@@ -217,16 +217,19 @@ def check_start(objective: Objective, batches: Sequence[MicroBatch], stored: Seq
     objective.model.eval()
     gaps = []
     with torch.no_grad():
-        outputs = [objective.forward(batch) for batch in batches]
-        for batch, (_, values, _, _) in zip(batches, outputs, strict=True):
+        outputs = []
+        for batch in batches:
+            of_batch, values, _, collided = objective.forward(batch)
+            outputs.append((of_batch, collided))
             frozen = [objective.reference.tokens[row] for row in rows[batch.places]]
-            own = torch.split(values, torch.bincount(batch.pack.token_owner, minlength=batch.pack.scored).tolist())
+            own = torch.split(values, batch.pack.scored_lengths.tolist())
             for place, sequences in enumerate(frozen):
                 for side, sequence in enumerate(sequences):
                     gaps.append(np.abs(own[place * batch.scored_per_row + side].cpu().numpy() - sequence))
         places = np.concatenate([batch.places for batch in batches])
         sums, kept = torch.cat([output[0] for output in outputs]), torch.cat(list(stored))
-        collisions = None if outputs[0][3] is None else torch.cat([output[3] for output in outputs if output[3] is not None])
+        known = [each for _, each in outputs if each is not None]
+        collisions = torch.cat(known) if known else None
         kept = kept.to(sums)
 
     def value(of: Tensor) -> Tensor:
@@ -268,9 +271,10 @@ class Sums:
         for name, value in parts.items():
             self._sums[name] = self._sums[name] + value if name in self._sums else value
 
-    def values(self) -> dict[str, float]:
-        """Return the sums as numbers."""
-        return {name: float(value) for name, value in self._sums.items()}
+    def values(self, **more: Tensor) -> dict[str, float]:
+        """Return the sums, and more numbers, read from the device at once."""
+        every = self._sums | more
+        return dict(zip(every, torch.stack([value.detach().double() for value in every.values()]).tolist(), strict=True))
 
 
 def reset_peak_memory(device: torch.device) -> None:

@@ -19,8 +19,9 @@ from spo_bench.methods import get_addition
 from spo_bench.methods.base import Lists, Method
 from spo_bench.methods.lists import pair_of, row_losses
 from spo_bench.models.numerics import Numerics
-from spo_bench.spo.head import DegreeHead, bin_counts, degree_loss
+from spo_bench.spo.head import DegreeHead, degree_loss
 from spo_bench.spo.settings import SpoSettings, gamma_at
+from spo_bench.training.blocks import moved
 from spo_bench.training.examples import MicroBatch, stream_seed
 from spo_bench.training.forward import hidden_states, pool, response_sums, token_statistics
 from spo_bench.training.trie import Ints
@@ -80,7 +81,7 @@ class Objective:
             last, layer = hidden_states(self.model, batch.pack, self.spo.layer if self.spo else -1)
             values, collisions = token_statistics(self.model, last, batch.pack, self.method.needs_collision)
         sums, *more = (
-            response_sums(each, batch.pack)[0].view(-1, batch.scored_per_row) for each in (values, collisions) if each is not None
+            response_sums(each, batch.pack).view(-1, batch.scored_per_row) for each in (values, collisions) if each is not None
         )
         return sums, values, layer, more[0] if more else None
 
@@ -91,7 +92,7 @@ class Objective:
             if self.reference.mismatched is None:
                 raise StageError(f"method {self.method.name} needs the reference of mismatched pairs")
             frozen = torch.cat([frozen, self.reference.mismatched[step][torch.from_numpy(places)]], 1)
-        return frozen.to(self.numerics.device)
+        return moved(frozen, torch.device(self.numerics.device))
 
     def lists(self, batch: MicroBatch, sums: Tensor, frozen: Tensor, collisions: Tensor | None, rows: Ints, step: int) -> Lists:
         """Put what the policy says of rows (n,) beside what the reference says; all but ``rows`` have ``sums``' columns."""
@@ -101,8 +102,8 @@ class Objective:
         return Lists(
             policy=sums[:, :n],
             reference=frozen[:, :n].to(sums),
-            lengths=self.reference.lengths[index, :n].to(sums),
-            scores=None if self.reference.scores is None else self.reference.scores[index].to(sums),
+            lengths=moved(self.reference.lengths[index, :n], sums.device).to(sums),
+            scores=None if self.reference.scores is None else moved(self.reference.scores[index], sums.device).to(sums),
             collisions=None if collisions is None else collisions[:, :n],
             explored=ratios[:, n] if scored > n else None,
             kl=ratios[:, scored:].detach().flatten() if self.method.needs_kl else None,
@@ -128,9 +129,10 @@ class Objective:
         """
         torch.manual_seed(seed)
         with torch.no_grad():
-            outputs = [self.forward(batch) for batch in batches]
-        leaf = torch.cat([output[0] for output in outputs]).detach().requires_grad_()
-        collisions = torch.cat([output[3] for output in outputs if output[3] is not None]) if outputs[0][3] is not None else None
+            outputs = [self.forward(batch)[::3] for batch in batches]  # without what is of the size of the hidden states
+        leaf = torch.cat([sums for sums, _ in outputs]).detach().requires_grad_()
+        collided = [each for _, each in outputs if each is not None]
+        collisions = torch.cat(collided) if collided else None
         losses, running = self.losses(self.lists(batches[0], leaf, torch.cat(list(frozen)), collisions, rows, step), running)
         loss = losses.mean()
         (gradient,) = torch.autograd.grad(loss, leaf)
@@ -152,8 +154,8 @@ class Objective:
 
     def degree(
         self, layer: Tensor, batch: MicroBatch, step: int, copies: int
-    ) -> tuple[Tensor, dict[str, Tensor], dict[str, list[int]]]:
-        """Return gamma * L_degree's term of a micro-batch, what to log of it, and [correct, count] by length bin.
+    ) -> tuple[Tensor, dict[str, Tensor], tuple[Tensor, Tensor]]:
+        """Return gamma * L_degree's term of a micro-batch, what to log of it, and the copies' lengths and whether each was told.
 
         Args:
             layer: hidden states the head reads, (nodes, hidden).
@@ -164,10 +166,9 @@ class Objective:
         if self.head is None or self.spo is None:
             raise StageError("the degree loss was asked for without SPO")
         pooled, lengths = pool(layer, batch.pack, self.spo.pool)
-        degrees = torch.from_numpy(batch.degrees).to(pooled.device)
-        sides = torch.from_numpy(batch.sides).to(pooled.device)
+        degrees, sides = (moved(torch.from_numpy(each), pooled.device) for each in (batch.degrees, batch.sides))
         each, predicted = degree_loss(self.head, pooled, degrees, lengths, sides, self.spo)
-        gamma = torch.tensor(gamma_at(self.spo, step), device=pooled.device)[sides]
+        gamma = moved(torch.tensor(gamma_at(self.spo, step))[torch.from_numpy(batch.sides)], pooled.device)
         correct = predicted == degrees
         parts = {"degree_loss": each.detach().sum() / copies, "degree_accuracy": correct.float().sum() / copies}
-        return (gamma * each).sum() / copies, parts, bin_counts(lengths, correct)
+        return (gamma * each).sum() / copies, parts, (lengths, correct)

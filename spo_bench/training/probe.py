@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from spo_bench.errors import StageError
+from spo_bench.models.numerics import Numerics
+from spo_bench.models.positions import length_dependent
 from spo_bench.training.forward import hidden_states, token_log_probs
 from spo_bench.training.trie import Ints, Response, build_row, pack
 
@@ -18,7 +20,6 @@ TOLERANCE = 2e-3  # nats; a model that ignores the mask or the positions is off 
 ROUGH = 0.15, 0.5
 LEAK = 1e-5  # of a branch's change, in its sibling; rounding stays below 1e-6, what passes tokens on in columns above 1e-4
 ROWS = 8  # of the trie that is changed: in low precision one alone may round a leak away
-LENGTH_DEPENDENT = ("dynamic", "longrope")
 
 
 def trie_obstacle(model: Any, max_length: int) -> str | None:
@@ -31,7 +32,9 @@ def trie_obstacle(model: Any, max_length: int) -> str | None:
         StageError: separate sequences do not give the model's own numbers either.
     """
     config = model.config.get_text_config()
-    reach = [getattr(config, name, None) for name in ("sliding_window", "attention_window_size", "attention_chunk_size")]
+    reach = [
+        getattr(config, name, None) for name in ("sliding_window", "attention_window_size", "attention_chunk_size", "index_topk")
+    ]
     short = [length for length in reach if isinstance(length, int) and length < max_length]
     vocabulary = model.get_output_embeddings().weight.shape[0]
     draw = np.random.default_rng(0).integers(0, vocabulary, (min(short) if short else 0) + 12)
@@ -41,7 +44,8 @@ def trie_obstacle(model: Any, max_length: int) -> str | None:
     try:
         own = torch.cat([_own(model, prompt, completion) for completion in (first, second)])
         allowed = TOLERANCE
-        if next(model.parameters()).dtype != torch.float32:
+        first_weight = next(model.parameters())
+        if first_weight.dtype != torch.float32 or torch.is_autocast_enabled(first_weight.device.type):
             beside = _own(model, np.concatenate([prompt, first]), second)
             allowed = max(TOLERANCE, min(ROUGH[1], ROUGH[0] * float((beside - own[len(first) :]).abs().max())))
         apart = _gap(model, prompt, (first, second), False, own, allowed)
@@ -50,11 +54,9 @@ def trie_obstacle(model: Any, max_length: int) -> str | None:
                 f"the head of {type(model).__name__} is not reproduced: the log-probabilities of its hidden states are off by "
                 f"{apart:.3g} nats from its own logits; this architecture cannot be trained here"
             )
-        rope = getattr(config, "rope_parameters", None) or {}
-        kinds = {str(part.get("rope_type")) for part in (rope, *rope.values()) if isinstance(part, dict)}
-        trained = rope.get("original_max_position_embeddings") or getattr(config, "original_max_position_embeddings", None)
-        if kinds & set(LENGTH_DEPENDENT) and max_length > (trained or config.max_position_embeddings):
-            return f"its positions ({', '.join(sorted(kinds & set(LENGTH_DEPENDENT)))}) depend on the longest sequence of a batch"
+        reason = length_dependent(config, max_length)
+        if reason is not None:
+            return reason
         gap = _gap(model, prompt, (first, second), True, own, allowed)
         obstacle = None if gap is None else f"its log-probabilities over a trie are off by {gap:.3g} nats"
         obstacle = obstacle or _structure(model, bool(short))
@@ -104,11 +106,12 @@ def _structure(model: Any, windowed: bool) -> str | None:
     changed, leaked = (float((first - second).abs().max()) for first, second in zip(*states, strict=True))
     if leaked > LEAK * changed:
         return f"a branch of a trie changes its sibling, by {leaked / changed:.2g} of its own change"
-    if windowed and batch.sight is not None and not batch.sight.windowed and not any(batch.sight.masks):
+    if windowed and batch.sight is not None and not any((*batch.sight.windowed, *batch.sight.masks)):
         return "its attention reaches less far than a row, but its attention function is not told how far"
     return None
 
 
-def shares_prefixes(model: Any, packing: str, max_length: int) -> bool:
-    """Say whether a model is run over tries: where it is asked for and the model can."""
-    return packing == "trie" and trie_obstacle(model, max_length) is None
+def shares_prefixes(model: Any, packing: str, max_length: int, numerics: Numerics) -> bool:
+    """Say whether a model is run over tries: where it is asked for and the model can, in the type it is run in."""
+    with numerics.autocast():
+        return packing == "trie" and trie_obstacle(model, max_length) is None

@@ -46,25 +46,26 @@ def finetune(
         model.train()
         torch.manual_seed(stream_seed(settings.seed, "dropout", step))
         total = sum(len(path) for i in chosen for path in rows[i].paths)
-        loss_sum, tokens = 0.0, 0
+        loss_sum, tokens = torch.zeros((), device=device), 0
         for group in split_by_budget([rows[i].size for i in chosen], settings.micro_tokens):
             batch = pack([rows[chosen[place]] for place in group], share).to(device)
             with numerics.autocast():
                 values = token_log_probs(model, hidden_states(model, batch)[0], batch)
             loss = -values.sum() / total
             loss.backward()
-            loss_sum += float(loss.detach())
+            loss_sum += loss.detach()
             tokens += len(batch.tokens)
         rate = learning_rate_at(settings, step)
-        grad_norm = float(descend(optimizer, trained, rate, settings.clip))
-        if not math.isfinite(loss_sum) or not math.isfinite(grad_norm):
-            raise StageError(f"supervised fine-tuning: loss {loss_sum}, gradient norm {grad_norm} at step {step}")
+        grad_norm = descend(optimizer, trained, rate, settings.clip)
+        loss_value, norm = torch.stack([loss_sum, grad_norm]).tolist()
+        if not math.isfinite(loss_value) or not math.isfinite(norm):
+            raise StageError(f"supervised fine-tuning: loss {loss_value}, gradient norm {norm} at step {step}")
         seconds = time.perf_counter() - started
         log(
             {
                 "step": step,
-                "loss": loss_sum,
-                "grad_norm": grad_norm,
+                "loss": loss_value,
+                "grad_norm": norm,
                 "learning_rate": rate,
                 "tokens": tokens,
                 "seconds": seconds,

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from spo_bench.training.blocks import Ints as Ints
-from spo_bench.training.blocks import Sight, sight
+from spo_bench.training.blocks import Sight, moved, sight
 
 
 @dataclass(frozen=True)
@@ -130,9 +130,9 @@ class Pack:
         shared: whether rows are tries (else ``roots`` cut ``tokens`` into separate sequences).
         edge_parents, edge_tokens: the distinct (parent node, next token) steps whose log-probability is wanted, (edges,).
         token_edges, token_owner: for every token of every scored response its edge and the number of its response, (tokens,).
-        scored: number of scored responses.
+        scored_lengths: tokens of every scored response, shape (scored,).
         pool_nodes, pool_owner: for every completion token of every pooled response its node and the response's number.
-        pooled: number of pooled responses.
+        pooled_lengths: tokens of every pooled response, shape (pooled,).
         last_nodes: the last node of every pooled response, shape (pooled,).
     """
 
@@ -145,16 +145,16 @@ class Pack:
     edge_tokens: Tensor
     token_edges: Tensor
     token_owner: Tensor
-    scored: int
+    scored_lengths: Tensor
     pool_nodes: Tensor
     pool_owner: Tensor
-    pooled: int
+    pooled_lengths: Tensor
     last_nodes: Tensor
 
     def to(self, device: torch.device) -> Pack:
         """Return the pack on another device."""
-        moved: dict[str, Any] = {k: v.to(device, non_blocking=True) for k, v in vars(self).items() if isinstance(v, Tensor)}
-        return replace(self, **moved, sight=None if self.sight is None else self.sight.to(device))
+        parts: dict[str, Any] = {name: moved(part, device) for name, part in vars(self).items() if isinstance(part, Tensor)}
+        return replace(self, **parts, sight=None if self.sight is None else self.sight.to(device))
 
 
 def pack(rows: Sequence[TrieRow], shared: bool = True) -> Pack:
@@ -191,10 +191,10 @@ def pack(rows: Sequence[TrieRow], shared: bool = True) -> Pack:
         edge_tokens=torch.from_numpy(tokens[edge_nodes]),
         token_edges=torch.from_numpy(_joined(token_edges)),
         token_owner=_owners(scored_lengths),
-        scored=len(scored_lengths),
+        scored_lengths=torch.tensor(scored_lengths, dtype=torch.int64),
         pool_nodes=torch.from_numpy(_joined(pool_nodes)),
         pool_owner=_owners(pooled_lengths),
-        pooled=len(pooled_lengths),
+        pooled_lengths=torch.tensor(pooled_lengths, dtype=torch.int64),
         last_nodes=torch.tensor([nodes[-1] for nodes in pool_nodes], dtype=torch.int64),
     )
 
