@@ -6,14 +6,17 @@ import os
 import subprocess
 import sys
 import time
+from io import StringIO
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 import spo_bench
 from spo_bench.api import Quiet, cells_of, choose_jobs
+from spo_bench.cli.progress import RunProgress
 from spo_bench.engine.free import Need
 from spo_bench.engine.local import Engine, unique_in_order
 from spo_bench.engine.schedule import Schedule
@@ -342,3 +345,16 @@ def wait_for(what) -> None:
     while not what():
         assert time.monotonic() < until
         time.sleep(0.05)
+
+
+def test_the_time_left_is_that_of_kinds_that_ran_by_how_many_ran_at_a_time():
+    """Two trainings of 20 s in 20 s: two at a time. Two more take 20 s; scores, none of which has run yet, are only announced."""
+    trained, scored = ([Stage(kind, 1, {"number": number}) for number in range(4)] for kind in ("train", "score"))
+    told = RunProgress([*trained, *scored], [], Console(file=StringIO()))
+    assert told.remaining() == "?"
+    told.begun -= 20
+    for one in trained[:2]:
+        told.finished(one, 20.0)
+    assert told.remaining() == "0:20+"
+    told.finished(scored[0], 0.0)
+    assert told.remaining() == "0:20"

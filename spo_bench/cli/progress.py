@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
@@ -76,36 +76,34 @@ class RunProgress:
             self.cells_done += not self.open[cell]
         done, cells = self.total - sum(self.left.values()), f"{self.cells_done}/{self.cells_total} cells"
         if self.bar is not None and self.task is not None:
-            self.bar.update(self.task, completed=done, cells=cells, left=clock(self.remaining()))
+            self.bar.update(self.task, completed=done, cells=cells, left=self.remaining())
             if result and result.startswith("FAILED"):
                 self.bar.console.print(f"{self._label(stage)}: {result}", markup=False)
         elif result is not None:
             self.console.print(
-                f"[{done}/{self.total}] {self._label(stage)}: {result}; {cells}, left {clock(self.remaining())}",
+                f"[{done}/{self.total}] {self._label(stage)}: {result}; {cells}, left {self.remaining()}",
                 markup=False,
                 soft_wrap=True,
             )
 
-    def remaining(self) -> float | None:
-        """Return the seconds left, from the mean time of each kind of stage so far, and how many ran at a time on average; None
-        before anything is known.
+    def remaining(self) -> str:
+        """Return the time left, from the mean seconds of each kind of stage and how many ran at a time so far, as "1:23"; "1:23+"
+        where stages are left of kinds that have not run yet and are not counted; "?" before anything is known.
         """
-        known = [second for seconds in self.spent.values() for second in seconds]
-        if not known:
-            return None
-        typical = sum(known) / len(known)
-        mean: Mapping[str, float] = {kind: sum(seconds) / len(seconds) for kind, seconds in self.spent.items()}
-        together = max(1.0, sum(known) / max(time.perf_counter() - self.begun, 1e-9))
-        return sum(count * mean.get(kind, typical) for kind, count in self.left.items()) / together
+        seconds = {kind: sum(each) / len(each) for kind, each in self.spent.items()}
+        if not seconds:
+            return "?"
+        together = max(1.0, sum(map(sum, self.spent.values())) / max(time.perf_counter() - self.begun, 1e-9))
+        unknown = any(count for kind, count in self.left.items() if kind not in seconds)
+        left = sum(count * seconds.get(kind, 0.0) for kind, count in self.left.items()) / together
+        return clock(left) + ("+" if unknown else "")
 
     def _label(self, stage: Stage) -> str:
         return f"{stage.kind} {self.names.get(stage.key, '')}".strip()
 
 
-def clock(seconds: float | None) -> str:
-    """Return seconds as "1:23" or "2:03:04"; "?" for None."""
-    if seconds is None:
-        return "?"
+def clock(seconds: float) -> str:
+    """Return seconds as "1:23" or "2:03:04"."""
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
