@@ -79,8 +79,8 @@ def test_dropout_leaves_the_mean_and_drops():
     parts = [part.detach() for part in inputs(len(batch.tokens), torch.float32)]
     torch.manual_seed(0)
     whole = attention(None, *parts, None, trie=batch.sight)[0]
-    drops = torch.stack([attention(None, *parts, None, trie=batch.sight, dropout=0.3)[0] for _ in range(400)])
-    spread = drops.std(0) / 400**0.5
+    drops = torch.stack([attention(None, *parts, None, trie=batch.sight, dropout=0.3)[0] for _ in range(100)])
+    spread = drops.std(0) / 100**0.5
     assert spread.mean() > 0
     assert ((drops.mean(0) - whole).abs() <= 5.5 * spread + 1e-6).all()
 

@@ -209,18 +209,24 @@ def keep_freed_memory() -> None:
         mallopt(setting, value)
 
 
-def give_back_freed_memory() -> None:
-    """Give memory that was freed back to the system, for what runs beside this process, where it is much: looking for it takes as
-    long as a small stage. Of a CUDA device always; of this machine only with Linux and glibc.
+def resident_memory() -> int:
+    """Return the bytes this process has in memory; 0 where that cannot be told (not Linux)."""
+    with suppress(OSError, AttributeError):
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return 0
+
+
+def give_back_freed_memory(before: int) -> None:
+    """Give memory that was freed back to the system, for what runs beside this process. Of a CUDA device always; of this machine
+    (Linux and glibc) where there is much more than ``before``: looking for it takes as long as a small stage.
     """
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         gc.collect()
         torch.cuda.empty_cache()
-    with suppress(OSError, AttributeError):
-        resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-        if resident > 2 * PROCESS:
-            gc.collect()
+    if resident_memory() > before + PROCESS:
+        gc.collect()
+        with suppress(OSError, AttributeError):
             ctypes.CDLL(None).malloc_trim(0)
 
 
@@ -230,6 +236,7 @@ def _attempt(stage: Stage, store: Store, threads: int) -> str | None:
 
     torch.set_num_threads(threads)
     keep_freed_memory()
+    before = resident_memory()
     try:
         execute(stage, store)
     except InputError:
@@ -241,5 +248,5 @@ def _attempt(stage: Stage, store: Store, threads: int) -> str | None:
         where = traceback.extract_tb(error.__traceback__)[-1]
         return f"{stage.kind}: {type(error).__name__}: {error} ({os.path.basename(where.filename)}:{where.lineno})"
     finally:
-        give_back_freed_memory()
+        give_back_freed_memory(before)
     return None
