@@ -9,7 +9,7 @@ A further process measures the machine's matmul rate whenever it has the turn: o
 step. Everything is compared by ratios of the seconds for the same steps; the first step warms up. Peak memory is that during the
 steps.
 
-A group of processes is held in memory together: TRL with ours, once for each type, then ours in all types.
+A group of processes is held in memory together: ours with the clock, TRL with each of ours, and at last ours in all types.
 """
 
 from __future__ import annotations
@@ -113,19 +113,13 @@ def ratio(name: str, value: float, target: float, at_least: bool = True) -> dict
     return {"ratio": name, "value": value, "target": target, "at_least": at_least}
 
 
-def compare(taken: dict[str, Taken], dtype: str) -> list[dict[str, Any]]:
-    """Return the ratios of one type's group: sums of seconds over the same steps."""
-    total = {name: sum(one.seconds()) for name, one in taken.items()}
-    plain, spo, trl = (f"{name} {dtype}" for name in ("dpo", "dpo+SPO", "trl dpo"))
-    found = [ratio(f"{spo} / {plain}, seconds", total[spo] / total[plain], SPO_COST, at_least=False)]
-    if trl in taken:
-        found += [
-            ratio(f"{trl} / {plain}, seconds", total[trl] / total[plain], SPEED),
-            ratio(f"{trl} / {spo}, seconds", total[trl] / total[spo], SPO_SPEED),
-            ratio(f"{plain} / {trl}, peak memory", taken[plain].peak / taken[trl].peak, MEMORY, at_least=False),
-            ratio(f"{spo} / {trl}, peak memory", taken[spo].peak / taken[trl].peak, MEMORY, at_least=False),
-        ]
-    return found
+def against_trl(theirs: Taken, ours: Taken, names: tuple[str, str], aim: float) -> list[dict[str, Any]]:
+    """Return the ratios of a training here to TRL's, which took turns with it: sums of seconds over the same steps."""
+    trl, own = names
+    return [
+        ratio(f"{trl} / {own}, seconds", sum(theirs.seconds()) / sum(ours.seconds()), aim),
+        ratio(f"{own} / {trl}, peak memory", ours.peak / theirs.peak, MEMORY, at_least=False),
+    ]
 
 
 def measure(wanted: argparse.Namespace) -> dict[str, Any]:
@@ -142,15 +136,24 @@ def measure(wanted: argparse.Namespace) -> dict[str, Any]:
     for dtype in wanted.dtypes:
         typed = replace(setup, dtype=dtype)
         group = sides(wanted.model, records, typed, wanted.trl, wanted.trl_keeps_memory)
+        plain, spo = group[-2:]
         clock = Side("matmul", matmul_side, {"products": products, "dtype": dtype})
-        taken = take_turns([clock, *group], wanted.steps)
+        taken = take_turns([clock, plain, spo], wanted.steps)
         rates[dtype] = matmul_rates(taken.pop("matmul"))
+        if wanted.trl:  # with one of ours at a time: all three together do not fit into the memory of a small machine
+            for own, aim in ((plain, SPEED), (spo, SPO_SPEED)):
+                pair = take_turns([group[0], own], wanted.steps)
+                theirs, ours = pair[group[0].name], pair[own.name]
+                ratios += against_trl(theirs, ours, (group[0].name, own.name), aim)
+                if own is plain:
+                    same[dtype] = agreement(theirs, ours, dtype)
+                    taken = {group[0].name: theirs, **taken}
         lines |= {name: line(name, one, wanted.pairs, rates[dtype]) for name, one in taken.items()}
-        ratios += compare(taken, dtype)
-        of = {name: lines[name]["of_square"] for name in (f"dpo {dtype}", f"dpo+SPO {dtype}")}
-        ratios += [ratio(f"{name}, of the rate of a large product", value, RATE) for name, value in of.items()]
-        if wanted.trl:
-            same[dtype] = agreement(taken[f"trl dpo {dtype}"], taken[f"dpo {dtype}"], dtype)
+        cost = sum(taken[spo.name].seconds()) / sum(taken[plain.name].seconds())
+        ratios.append(ratio(f"{spo.name} / {plain.name}, seconds", cost, SPO_COST, at_least=False))
+        ratios += [
+            ratio(f"{one.name}, of the rate of a large product", lines[one.name]["of_square"], RATE) for one in (plain, spo)
+        ]
     if len(wanted.dtypes) > 1:
         both = [
             side for dtype in wanted.dtypes for side in sides(wanted.model, records, replace(setup, dtype=dtype), False, False)
