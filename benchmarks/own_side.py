@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -81,6 +82,15 @@ class Setup:
             max_length=self.max_length,
             seed=self.seed,
         )
+
+
+def add_data(parser: argparse.ArgumentParser) -> None:
+    """Add what is trained on which data, and how much of it at once."""
+    parser.add_argument("model", type=Path)
+    parser.add_argument("data")
+    parser.add_argument("--task", default="dialogue")
+    parser.add_argument("--max-length", type=int, default=1024)
+    parser.add_argument("--micro-tokens", type=int, default=MICRO_TOKENS["cpu"], help="token budget of one of our forward passes")
 
 
 def whole_rows(tokenizer: Any, data: str, task: str, count: int | None, max_length: int) -> list[Record]:

@@ -22,10 +22,9 @@ import numpy as np
 import torch
 from matrix import own_matrix
 from measuring import add_output, alternate, describe, r_squared, show, slope, table
-from own_side import Record, Setup, examples_of, load_of, objective_of, prepared, whole_rows
+from own_side import Record, Setup, add_data, examples_of, load_of, objective_of, prepared, whole_rows
 
 from spo_bench.engine.local import cores_here, keep_freed_memory
-from spo_bench.models.numerics import MICRO_TOKENS
 from spo_bench.models.policy import load_policy, load_tokenizer
 from spo_bench.spo.settings import SpoSettings
 from spo_bench.training.loop import Progress, begin, fit
@@ -230,9 +229,7 @@ def tables(result: dict[str, Any]) -> str:
 def parsed(words: Sequence[str] | None = None) -> argparse.Namespace:
     """Return what was asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path)
-    parser.add_argument("data")
-    parser.add_argument("--task", default="dialogue")
+    add_data(parser)
     parser.add_argument("--what", nargs="+", default=list(WHAT), choices=WHAT)
     parser.add_argument("--rows", nargs="+", type=int, default=[4, 8, 16, 24], help="rows a step")
     parser.add_argument("--degrees", nargs="+", type=int, default=[2, 4, 8, 16])
@@ -241,8 +238,6 @@ def parsed(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--pairs", type=int, default=4, help="rows a step where they do not vary")
     parser.add_argument("--rounds", type=int, default=3, help="timed rounds, after one to warm up")
     parser.add_argument("--count", type=int, default=400, help="rows of the data that are used")
-    parser.add_argument("--max-length", type=int, default=1024)
-    parser.add_argument("--micro-tokens", type=int, default=MICRO_TOKENS["cpu"], help="token budget of one forward pass")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     add_output(parser)
     return parser.parse_args(words)

@@ -35,10 +35,9 @@ from measuring import (
     table,
     take_turns,
 )
-from own_side import Record, Setup, own_side, step_products, whole_rows
+from own_side import Record, Setup, add_data, own_side, step_products, whole_rows
 from trl_side import trl_side
 
-from spo_bench.models.numerics import MICRO_TOKENS
 from spo_bench.models.policy import load_tokenizer
 from spo_bench.spo.settings import SpoSettings
 
@@ -209,13 +208,9 @@ def tables(result: dict[str, Any]) -> str:
 def parsed(words: Sequence[str] | None = None) -> argparse.Namespace:
     """Return what was asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path)
-    parser.add_argument("data")
-    parser.add_argument("--task", default="dialogue")
+    add_data(parser)
     parser.add_argument("--pairs", type=int, default=4, help="pairs a step")
     parser.add_argument("--steps", type=int, default=4, help="timed steps, after one to warm up")
-    parser.add_argument("--max-length", type=int, default=1024)
-    parser.add_argument("--micro-tokens", type=int, default=MICRO_TOKENS["cpu"], help="token budget of one of our forward passes")
     parser.add_argument("--learning-rate", type=float, default=1e-5, help="large enough that the losses move within a few steps")
     parser.add_argument("--dtypes", nargs="+", default=["float32"], choices=["float32", "bfloat16"])
     parser.add_argument("--no-trl", dest="trl", action="store_false", help="measure ours only")

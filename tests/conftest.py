@@ -30,6 +30,15 @@ torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared"
 MODELS = ("llama", "gpt2", "gpt_neox", "qwen2")
+# A matrix on the embedded model that is as small as one can be: two methods, one step.
+SMALL_SPEC = {
+    "name": "tiny",
+    "models": ["embedded"],
+    "tasks": [{"name": "controlled_dialogue", "limit": {"train": 16, "eval": 4, "heldout": 8, "sft": 16}}],
+    "methods": ["dpo", "ipo"],
+    "train": {"batch_size": 8, "max_steps": 1, "max_length": 128},
+    "generate": {"max_new_tokens": 8},
+}
 
 
 @pytest.fixture(scope="session")

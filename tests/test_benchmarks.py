@@ -218,8 +218,11 @@ def test_vs_trl(given, tmp_path, capsys):
     cost = sum(lines["dpo+SPO"]["each_step"]) / sum(lines["dpo"]["each_step"])
     assert of["dpo+SPO float32 / dpo float32, seconds"] == pytest.approx(cost)
     assert of["trl dpo float32 / dpo float32, seconds"] > 0
-    assert 0 < lines["dpo"]["of_products"] < 1
-    assert 0 < of["dpo float32, of the rate of a large product"] < 1
+    # What was achieved is one number, whichever rate it is a share of. (On a model this small that rate itself may be disturbed,
+    # so that a share says nothing by its size.)
+    share, rates = of["dpo float32, of the rate of a large product"], result["matmul"]["float32"]
+    assert share * rates["square"] == pytest.approx(lines["dpo"]["of_products"] * rates["products"])
+    assert share > 0
     assert json.loads((tmp_path / "out.json").read_text()) == json.loads(json.dumps(result))
     assert "largest differences" in capsys.readouterr().out
 

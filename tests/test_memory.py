@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 
 import pytest
+from conftest import SMALL_SPEC
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from spo_bench.api import cells_of
@@ -19,14 +20,6 @@ from spo_bench.stages.registry import execute
 from spo_bench.store.artifacts import Store
 
 ROWS = 16 + 4 + 8 + 16
-SPEC = {
-    "name": "tiny",
-    "models": ["embedded"],
-    "tasks": [{"name": "controlled_dialogue", "limit": {"train": 16, "eval": 4, "heldout": 8, "sft": 16}}],
-    "methods": ["dpo", "ipo"],
-    "train": {"batch_size": 8, "max_steps": 1, "max_length": 128},
-    "generate": {"max_new_tokens": 8},
-}
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +65,7 @@ def needs(spec: dict, folder) -> dict[str, float]:
 def test_a_training_takes_its_weights_four_times_and_an_adapter_takes_less(directory, tmp_path):
     """Per parameter 4 bytes held, 12 more for gradient and two moments when it is trained; the rest is the same in both."""
     path, parameters = directory
-    spec = {**SPEC, "models": [str(path)], "train": {**SPEC["train"], "micro_tokens": 2048}}
+    spec = {**SMALL_SPEC, "models": [str(path)], "train": {**SMALL_SPEC["train"], "micro_tokens": 2048}}
     full, checked = needs(spec, tmp_path), needs({**spec, "train": {**spec["train"], "gradient_checkpointing": True}}, tmp_path)
     assert full["train"] - checked["train"] == 2048 * (12 * 32 + 4 * 64) * 4, "one layer's activations fewer"
     assert full["train"] - full["reference"] == 12 * parameters + 2048 * (12 * 32 + 4 * 64 + 2 * 32) * 4
@@ -86,7 +79,7 @@ NUMBER = (12 * 32 + 4 * 64 + 32) * 2 * 4  # bytes a token that is trained on kee
 
 def test_a_row_longer_than_the_budget_stands_alone(directory, tmp_path):
     """Budget 100, rows of up to 128 a response. Plain: 2 x 128. With SPO: 4 copies a side, the intact ones being the answers."""
-    spec = {**SPEC, "models": [str(directory[0])], "train": {**SPEC["train"], "micro_tokens": 100}}
+    spec = {**SMALL_SPEC, "models": [str(directory[0])], "train": {**SMALL_SPEC["train"], "micro_tokens": 100}}
     plain, spo = needs(spec, tmp_path)["train"], needs({**spec, "spo": [False, True]}, tmp_path)["train"]
     assert spo - plain == (8 - 2) * 128 * NUMBER + ROWS * COPIES
     listed = needs({**spec, "data_axes": {"list_size": [4]}, "methods": ["neural_ndcg"]}, tmp_path)["train"]
@@ -96,8 +89,8 @@ def test_a_row_longer_than_the_budget_stands_alone(directory, tmp_path):
 def test_the_longest_row_is_looked_up_where_it_is_there(directory, tmp_path):
     """Prompt once with tries, once a response without; copies of degree 0 are the answers."""
     for packing in ("trie", "separate"):
-        train = {**SPEC["train"], "micro_tokens": 1, "max_length": 128, "packing": packing}
-        spec = {**SPEC, "models": [str(directory[0])], "train": train, "spo": [False, True]}
+        train = {**SMALL_SPEC["train"], "micro_tokens": 1, "max_length": 128, "packing": packing}
+        spec = {**SMALL_SPEC, "models": [str(directory[0])], "train": train, "spo": [False, True]}
         stages, store = stages_of(spec, tmp_path), Store(tmp_path)
         trained = next(one for one in stages if one.kind == "train" and one.config["spo"])
         blind = estimate(trained, store).host
@@ -116,7 +109,7 @@ def test_the_longest_row_is_looked_up_where_it_is_there(directory, tmp_path):
 def test_who_ranks_a_policy_s_own_answers_is_counted_and_is_not_what_is_trained(directory, tmp_path, large):
     """A reward model of more parameters, held in fp32, beside the small policy and its cache."""
     spec = {
-        **SPEC,
+        **SMALL_SPEC,
         "models": [str(directory[0])],
         "spo": [False],
         "data_axes": {"regime": [{"name": "online", "labeller": "gold"}]},
@@ -146,7 +139,7 @@ def test_a_config_that_cannot_be_read_leaves_the_size_of_the_files(directory, tm
     """Two bytes a parameter are assumed; a text_config of null is none."""
     copy = tmp_path / "model"
     shutil.copytree(directory[0], copy)
-    stage = next(one for one in stages_of({**SPEC, "models": [str(copy)]}, tmp_path) if one.kind == "reference")
+    stage = next(one for one in stages_of({**SMALL_SPEC, "models": [str(copy)]}, tmp_path) if one.kind == "reference")
     known = estimate(stage).host
     text = (copy / "config.json").read_text()
     (copy / "config.json").write_text(text.replace("{", '{"text_config": null,', 1))

@@ -10,6 +10,7 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
+from conftest import SMALL_SPEC
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
@@ -184,16 +185,6 @@ def test_every_stage_runs_once_within_cores_and_memory(graph, jobs, cores, order
     assert not running
 
 
-SPEC = {
-    "name": "tiny",
-    "models": ["embedded"],
-    "tasks": [{"name": "controlled_dialogue", "limit": {"train": 16, "eval": 4, "heldout": 8, "sft": 16}}],
-    "methods": ["dpo", "ipo"],
-    "train": {"batch_size": 8, "max_steps": 1, "max_length": 128},
-    "generate": {"max_new_tokens": 8},
-}
-
-
 class Times:
     """A watcher that notes which stages were under way together."""
 
@@ -217,7 +208,7 @@ class Times:
 
 def test_a_machine_without_memory_runs_one_stage_at_a_time(tmp_path):
     """With two jobs and room for nothing, real stages are made by workers one after the other; with room, two at a time."""
-    cells = cells_of(load_spec(SPEC), tmp_path, "cpu")
+    cells = cells_of(load_spec(SMALL_SPEC), tmp_path, "cpu")
     data = [cells[0].stages["data"], *(cell.stages["generate"] for cell in cells if cell.method == "sft")]
     trained = [cell.stages["train"] for cell in cells if "train" in cell.stages]
     told = Times()
@@ -230,19 +221,21 @@ def test_a_machine_without_memory_runs_one_stage_at_a_time(tmp_path):
 
 
 def test_jobs_are_a_number_or_auto():
-    spec = load_spec(SPEC)
+    spec = load_spec(SMALL_SPEC)
     assert choose_jobs("3", spec, "cpu") == 3
     assert choose_jobs("auto", spec, "cpu") >= 1
     for given_ in ("0", "-1", "many"):
         with pytest.raises(InputError, match="give --jobs 1 or more, or --jobs auto"):
-            spo_bench.run(SPEC, jobs=given_)
+            spo_bench.run(SMALL_SPEC, jobs=given_)
     with pytest.raises(InputError, match="leave --memory out, or give --jobs 2 or more"):
-        spo_bench.run(SPEC, jobs=1, memory=2**30)
+        spo_bench.run(SMALL_SPEC, jobs=1, memory=2**30)
 
 
 def shares_of(jobs: int, cores: int, folder, **changes) -> dict[str, set[Share]]:
     """Return the shares of each kind of stage of a small matrix."""
-    stages = unique_in_order([one for cell in cells_of(load_spec(SPEC | changes), folder, "cpu") for one in cell.stages.values()])
+    stages = unique_in_order(
+        [one for cell in cells_of(load_spec(SMALL_SPEC | changes), folder, "cpu") for one in cell.stages.values()]
+    )
     found = shares(stages, jobs, cores)
     return {kind: {found[one.key] for one in stages if one.kind == kind} for kind in {one.kind for one in stages}}
 
@@ -264,7 +257,7 @@ def test_threads_depend_on_the_run_alone(tmp_path):
 
 
 def test_a_training_notes_its_threads(tmp_path):
-    stages = unique_in_order([one for cell in cells_of(load_spec(SPEC), tmp_path, "cpu") for one in cell.stages.values()])
+    stages = unique_in_order([one for cell in cells_of(load_spec(SMALL_SPEC), tmp_path, "cpu") for one in cell.stages.values()])
     trained = [one for one in stages if one.kind == "train"]
     with Engine(Store(tmp_path), 1, Quiet(), whole=stages) as engine:
         assert engine.run(trained[:1]) == {}
@@ -289,7 +282,7 @@ class Killer(Quiet):
 
 def test_a_killed_idle_worker_costs_nothing(tmp_path):
     """The next stage finds a broken pool when it is given to it, or is caught in it; it is made all the same."""
-    cells = cells_of(load_spec(SPEC), tmp_path, "cpu")
+    cells = cells_of(load_spec(SMALL_SPEC), tmp_path, "cpu")
     data, told = cells[0].stages["data"], Killer()
     with Engine(Store(tmp_path), 2, told) as told.engine:
         assert told.engine.run([data]) == {}

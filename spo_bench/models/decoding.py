@@ -18,6 +18,7 @@ from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from spo_bench.models.numerics import cache_shape
+from spo_bench.models.policy import causal
 from spo_bench.models.positions import length_dependent
 
 PREFILL_TOKENS = 4096  # of prompts in one forward pass: enough for full speed, little enough for activations to be small
@@ -251,8 +252,3 @@ def way_of(model: Any, longest: int) -> Way:
     if not all(gap <= (TOLERANCE if exact else ROUGH) for gap in gaps):  # a gap that is no number is none that is allowed
         return Way(f"in rows its logits are off by {max(gaps):.2g} of their range")
     return Way(None, token_bytes=sum(layer.token_bytes for layer in rows.cache.layers))
-
-
-def causal(model: Any) -> Any:
-    """Return the causal language model itself, whatever adapter wraps it."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model

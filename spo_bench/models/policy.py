@@ -107,3 +107,8 @@ def stop_tokens(directory: Path, tokenizer: Any) -> list[int]:
         listed = GenerationConfig.from_pretrained(str(directory)).eos_token_id
         stops += [] if listed is None else [listed] if isinstance(listed, int) else list(listed)
     return list(dict.fromkeys(stops))
+
+
+def causal(model: Any) -> Any:
+    """Return the causal language model itself, whatever adapter wraps it."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model

@@ -17,8 +17,9 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from spo_bench.errors import StageError
-from spo_bench.models.decoding import Ids, Rows, Way, causal, way_of
+from spo_bench.models.decoding import Ids, Rows, Way, way_of
 from spo_bench.models.numerics import Numerics
+from spo_bench.models.policy import causal
 
 REFILL = 4  # new answers begin when a quarter of the places is free, so that prompts are run together
 CANDIDATES = 64  # tokens that are ranked to find the most probable ones; eight times as many where these are too few

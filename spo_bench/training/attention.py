@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
+from spo_bench.models.policy import causal
 from spo_bench.training.blocks import Block, Sight
 
 NAME = "spo_bench_trie"
@@ -34,10 +35,10 @@ def use_tries(model: Any) -> None:
     Raises:
         ValueError: the model's attention cannot be replaced.
     """
-    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
-    if causal.config._attn_implementation != NAME:
-        causal.set_attn_implementation(NAME)
-        if causal.config._attn_implementation != NAME:
+    inner = causal(model)
+    if inner.config._attn_implementation != NAME:
+        inner.set_attn_implementation(NAME)
+        if inner.config._attn_implementation != NAME:
             raise ValueError("its attention cannot be replaced")
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from spo_bench.models.policy import causal
 from spo_bench.training.attention import use_tries
 from spo_bench.training.logprobs import LogProbs, chunk_rows
 from spo_bench.training.trie import Pack
@@ -19,9 +20,9 @@ from spo_bench.training.trie import Pack
 
 def decoder(model: Any) -> Any:
     """Return the transformer under a causal language model's head, adapters included."""
-    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
-    trunk = causal.get_decoder()
-    return causal.model if trunk is causal else trunk
+    inner = causal(model)
+    trunk = inner.get_decoder()
+    return inner.model if trunk is inner else trunk
 
 
 def hidden_states(model: Any, batch: Pack, layer: int = -1) -> tuple[Tensor, Tensor]:
