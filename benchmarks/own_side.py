@@ -18,8 +18,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from spo_bench.engine.local import keep_freed_memory
 from spo_bench.errors import InputError
 from spo_bench.methods import get_method, resolve
+from spo_bench.models.activations import spare_activations
 from spo_bench.models.numerics import MICRO_TOKENS, Numerics
-from spo_bench.models.policy import add_lora, checkpoint_activations, load_policy, load_tokenizer
+from spo_bench.models.policy import add_lora, load_policy, load_tokenizer
 from spo_bench.plugins import get_task
 from spo_bench.spo.head import DegreeHead
 from spo_bench.spo.settings import SpoSettings
@@ -133,8 +134,7 @@ def prepared(model: Any, setup: Setup) -> Any:
         model = add_lora(model.requires_grad_(False), LORA, setup.seed)
     else:
         model.requires_grad_(True)
-    if setup.checkpointing:
-        checkpoint_activations(model)
+    spare_activations(model, setup.checkpointing)
     return model
 
 

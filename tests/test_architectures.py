@@ -11,8 +11,9 @@ import torch
 from tiny_models import FAMILIES, POSITIONS, RECURRENT, TRIES, UNKNOWN_HEADS, VOCABULARY, WINDOW, make
 
 from spo_bench.errors import StageError
+from spo_bench.models.activations import spare_activations
 from spo_bench.models.numerics import Numerics
-from spo_bench.models.policy import checkpoint_activations, load_policy
+from spo_bench.models.policy import load_policy
 from spo_bench.training.forward import hidden_states, pool, token_log_probs
 from spo_bench.training.probe import trie_obstacle
 from spo_bench.training.trie import Response, build_row, pack
@@ -210,7 +211,7 @@ def test_an_adapter(family):
 def test_activations_computed_twice(family):
     """With gradient checkpointing a layer runs again in the backward pass, and must still know its own pack by then."""
     model, theirs = make(family), expected(family)[-1]
-    checkpoint_activations(model.train())
+    spare_activations(model.train(), checkpointing=True)
     ours, runs = packed(model), []
     with torch.no_grad():
         hidden_states(model, pack(some_rows()[:1]))

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from spo_bench.training.attention import _flex, attention
-from spo_bench.training.logprobs import LogProbs
+from spo_bench.training.logprobs import LogProbs, chunk_rows
 from spo_bench.training.trie import Response, build_row, pack
 
 HEADS, KEY_HEADS, SIZE = 6, 2, 8
@@ -102,14 +102,16 @@ def test_a_new_kind_of_attention_is_refused_with_and_without_a_trie():
 
 
 @pytest.mark.parametrize("biased", [False, True])
-@pytest.mark.parametrize(("scale", "cap"), [(1.0, None), (0.5, 2.0)])
-def test_the_chunked_head_gives_what_the_formula_gives(monkeypatch, biased, scale, cap):
+@pytest.mark.parametrize(("scale", "cap"), [(1.0, None), (0.5, None), (0.5, 2.0)])
+@pytest.mark.parametrize("kept", [0, 1, 3], ids="{} chunks kept".format)
+def test_the_chunked_head_gives_what_the_formula_gives(monkeypatch, biased, scale, cap, kept):
     monkeypatch.setattr("spo_bench.training.logprobs.chunk_rows", lambda *_: 4)
+    monkeypatch.setattr("spo_bench.training.logprobs.KEPT_ELEMENTS", {"cpu": kept * 4 * 23})
     torch.manual_seed(0)
     rows, weight, bias = torch.randn(11, 5), torch.randn(23, 5), torch.randn(23) if biased else None
     targets, upstream = torch.randint(0, 23, (11,)), torch.randn(11)
     parts = [part.requires_grad_() for part in (rows, weight, bias) if part is not None]
-    values, agree = LogProbs.apply(rows, weight, bias, targets, scale, cap, True)
+    values, agree = LogProbs.apply(rows, weight, bias, targets, scale, cap, True, True)
     logits = torch.nn.functional.linear(rows, weight, bias) * scale
     logits = logits if cap is None else torch.tanh(logits / cap) * cap
     wanted = logits.log_softmax(-1)
@@ -120,12 +122,21 @@ def test_the_chunked_head_gives_what_the_formula_gives(monkeypatch, biased, scal
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_a_frozen_head_gets_no_gradient_and_nothing_of_tokens_by_vocabulary_is_held():
-    rows, weight = torch.randn(300, 5, requires_grad=True), torch.randn(2000, 5)
+@pytest.mark.parametrize("keep", [False, True])
+def test_a_frozen_head_gets_no_gradient_and_a_fixed_number_of_log_probabilities_is_held(monkeypatch, keep):
+    monkeypatch.setattr("spo_bench.training.logprobs.KEPT_ELEMENTS", {"cpu": 2 * 128 * 2000})
+    monkeypatch.setattr("spo_bench.training.logprobs.CHUNK_ELEMENTS", {"cpu": 1})
+    rows, weight = torch.randn(600, 5, requires_grad=True), torch.randn(2000, 5)
     held = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda x: held.append(x.numel()) or x, lambda x: x):
-        values, _ = LogProbs.apply(rows, weight, None, torch.randint(0, 2000, (300,)), 1.0, None, False)
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: held.append(tuple(x.shape)) or x, lambda x: x):
+        values, _ = LogProbs.apply(rows, weight, None, torch.randint(0, 2000, (600,)), 1.0, None, False, keep)
     values.sum().backward()
     assert rows.grad is not None
     assert weight.grad is None
-    assert max(held) == weight.numel()
+    assert held == [(600, 5), (2000, 5), (600,), *[(128, 2000)] * (2 if keep else 0)]
+
+
+def test_a_chunk_has_rows_that_multiply_well():
+    assert chunk_rows(49152, "cpu") == 320
+    assert chunk_rows(256_000, "cpu") == 128
+    assert chunk_rows(1000, "cuda") % 64 == 0

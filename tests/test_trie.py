@@ -12,7 +12,7 @@ from scipy.linalg import block_diag
 
 from spo_bench.training.forward import hidden_states, pool, response_sums, token_log_probs
 from spo_bench.training.probe import trie_obstacle
-from spo_bench.training.trie import Response, build_row, pack, split_by_budget
+from spo_bench.training.trie import Response, build_row, fill_budget, pack, split_by_budget
 
 tokens = st.lists(st.integers(0, 3), min_size=1, max_size=7)
 
@@ -74,6 +74,23 @@ def test_budget_groups_are_consecutive_and_within_the_budget(sizes, budget):
     groups = split_by_budget(sizes, budget)
     assert [i for group in groups for i in group] == list(range(len(sizes)))
     assert all(sum(sizes[i] for i in group) <= budget or len(group) == 1 for group in groups)
+
+
+@given(sizes=st.lists(st.integers(1, 50), min_size=1, max_size=30), budget=st.integers(1, 80))
+def test_filled_groups_are_within_the_budget_full_and_sorted(sizes, budget):
+    """First fit, largest first: no two groups would fit together, so all but one are more than half full."""
+    groups = fill_budget(sizes, budget)
+    totals = [sum(sizes[i] for i in group) for group in groups]
+    assert sorted(i for group in groups for i in group) == list(range(len(sizes)))
+    assert all(group == sorted(group) for group in groups)
+    assert totals == sorted(totals, reverse=True)
+    assert all(total <= budget or len(group) == 1 for group, total in zip(groups, totals, strict=True))
+    assert all(a + b > budget for i, a in enumerate(totals) for b in totals[i + 1 :])
+
+
+def test_a_budget_is_filled_by_hand():
+    assert fill_budget([358, 928, 233, 295], 1024) == [[1], [0, 2, 3]]
+    assert fill_budget([5, 3, 9], 8) == [[2], [0, 1]]
 
 
 def some_rows(share, vocabulary=61, count=4):

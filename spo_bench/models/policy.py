@@ -88,12 +88,6 @@ def add_lora(model: Any, settings: Mapping[str, Any], seed: int) -> Any:
         )
 
 
-def checkpoint_activations(model: Any) -> None:
-    """Compute activations twice instead of holding them."""
-    model.gradient_checkpointing_enable({"use_reentrant": False})
-    model.enable_input_require_grads()
-
-
 def save_policy(model: Any, tokenizer: Any, directory: Path) -> None:
     """Save full weights or the adapter, and the tokenizer, so that ``from_pretrained`` opens the directory."""
     model.save_pretrained(str(directory), safe_serialization=True)

@@ -10,13 +10,13 @@ from torch.nn.functional import logsigmoid
 
 from spo_bench.errors import StageError
 from spo_bench.files import write_json
-from spo_bench.models.policy import checkpoint_activations
+from spo_bench.models.activations import spare_activations
 from spo_bench.models.reward import encode, load_reward_model, rewards_of, score_answers
 from spo_bench.stages.base import Work
 from spo_bench.stages.data import load_split
 from spo_bench.training.examples import step_rows, stream_seed
-from spo_bench.training.loop import TrainSettings, descend, learning_rate_at
-from spo_bench.training.trie import split_by_budget
+from spo_bench.training.loop import TrainSettings, adamw, descend, learning_rate_at
+from spo_bench.training.trie import fill_budget
 
 
 def run(work: Work) -> None:
@@ -32,15 +32,14 @@ def run(work: Work) -> None:
     settings = TrainSettings.for_rows(work.config["settings"], len(rows))
     torch.manual_seed(stream_seed(settings.seed, "reward head"))
     model, tokenizer = load_reward_model(work.inputs["policy"], work.numerics, work.local["trust_remote_code"], fresh=True)
-    if work.config["gradient_checkpointing"]:
-        checkpoint_activations(model)
+    spare_activations(model, work.config["gradient_checkpointing"])
     pairs = [[encode(tokenizer, row["prompt"], row[side], limit) for side in ("chosen", "rejected")] for row in rows]
     weights = list(model.parameters())
-    optimizer = torch.optim.AdamW(weights, weight_decay=settings.weight_decay, fused=True)
+    optimizer = adamw(weights, settings.weight_decay)
     for step, chosen in enumerate(step_rows(len(rows), settings.batch_size, settings.steps, settings.seed)):
         model.train()
         torch.manual_seed(stream_seed(settings.seed, "dropout", step))
-        for group in split_by_budget([sum(map(len, pairs[i])) for i in chosen], settings.micro_tokens):
+        for group in fill_budget([sum(map(len, pairs[i])) for i in chosen], settings.micro_tokens):
             members = [chosen[place] for place in group]
             rewards = rewards_of(model, tokenizer, [pairs[i][side] for i in members for side in (0, 1)], work.numerics).view(
                 -1, 2

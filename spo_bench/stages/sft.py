@@ -7,7 +7,8 @@ import torch
 
 from spo_bench.errors import StageError
 from spo_bench.files import write_jsonl
-from spo_bench.models.policy import checkpoint_activations, load_policy, load_tokenizer, save_policy
+from spo_bench.models.activations import spare_activations
+from spo_bench.models.policy import load_policy, load_tokenizer, save_policy
 from spo_bench.stages.base import Work
 from spo_bench.stages.data import load_split
 from spo_bench.training.loop import TrainSettings
@@ -29,8 +30,7 @@ def run(work: Work) -> None:
     settings = TrainSettings.for_rows(work.config["settings"], len(records))
     share = shares_prefixes(model, settings.packing, settings.max_length, work.numerics)
     rows = [build_row(np.asarray(r["prompt_ids"]), [Response(np.asarray(r["chosen_ids"]))], share) for r in records]
-    if work.config["gradient_checkpointing"]:
-        checkpoint_activations(model)
+    spare_activations(model, work.config["gradient_checkpointing"])
     steps: list[dict[str, object]] = []
     finetune(model, rows, settings, work.numerics, share, steps.append)
     save_policy(model, load_tokenizer(work.inputs["model"], work.local["trust_remote_code"]), work.out)

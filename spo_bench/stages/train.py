@@ -13,7 +13,8 @@ import torch
 from spo_bench.errors import StageError
 from spo_bench.files import write_json, write_jsonl
 from spo_bench.methods import Method, get_method
-from spo_bench.models.policy import add_lora, checkpoint_activations, load_policy, load_tokenizer, save_policy
+from spo_bench.models.activations import spare_activations
+from spo_bench.models.policy import add_lora, load_policy, load_tokenizer, save_policy
 from spo_bench.spo.head import DegreeHead, add_bins, bin_counts, degree_loss
 from spo_bench.spo.settings import SpoSettings
 from spo_bench.stages.base import Work
@@ -80,8 +81,7 @@ def prepare(work: Work) -> Training:
         model = add_lora(model, work.config["lora"], stream_seed(settings.seed, "adapter"))
     else:
         model.requires_grad_(True)
-    if work.config["gradient_checkpointing"]:
-        checkpoint_activations(model)
+    spare_activations(model, work.config["gradient_checkpointing"])
     head = DegreeHead(model.config.hidden_size, spo, seed=stream_seed(settings.seed, "head")) if spo else None
     objective = Objective(
         model=model,

@@ -186,8 +186,8 @@ class _Blockwise(torch.autograd.Function):
         slope = (grad.float() * out.float()).sum(-1).t()  # (heads, nodes): sum over keys of weight * its gradient
         grad = grad.transpose(0, 1)
         d_query = torch.empty_like(query)
-        # Nodes first: a gradient is added to its node's row in one piece.
-        d_key, d_value = (x.new_zeros(x.shape[1], x.shape[0], x.shape[2], dtype=torch.float32) for x in (key, value))
+        # Nodes first, all heads in one row: a gradient is added to its node's row in one piece.
+        d_key, d_value = (x.new_zeros(x.shape[1], x.shape[0] * x.shape[2], dtype=torch.float32) for x in (key, value))
         for block in blocks:
             queries, keys, values = _gathered(query, key, value, block)
             here, width = block.present[..., None], block.bias.shape[1]
@@ -204,8 +204,8 @@ class _Blockwise(torch.autograd.Function):
             d_query[:, block.queries[block.present]] = d_queries[:, block.present]
             d_keys = torch.matmul(d_scores.transpose(-1, -2), queries)
             for total, part in ((d_key, d_keys), (d_value, d_values)):
-                total.index_add_(0, block.keys.flatten(), part.permute(1, 2, 0, 3).flatten(0, 1).float())
-        d_key, d_value = (total.transpose(0, 1).to(key.dtype) for total in (d_key, d_value))
+                total.index_add_(0, block.keys.flatten(), part.permute(1, 2, 0, 3).flatten(2).flatten(0, 1).float())
+        d_key, d_value = (total.unflatten(1, (len(key), -1)).transpose(0, 1).to(key.dtype) for total in (d_key, d_value))
         return d_query, d_key, d_value, None, None, None, None
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from spo_bench.training.trie import Ints, Pack, Response, TrieRow, build_row, pack, split_by_budget
+from spo_bench.training.trie import Ints, Pack, Response, TrieRow, build_row, fill_budget, pack
 
 SIDES = ("chosen", "rejected")
 
@@ -149,7 +149,7 @@ def micro_batches(
             others = met_completions(examples[index].prompt, met.chosen, met.rejected, mismatched_within)
         built.append(examples[index].row(others, share))
     batches = []
-    for places in split_by_budget([trie.size for trie, _ in built], budget):
+    for places in fill_budget([trie.size for trie, _ in built], budget):
         copies = [copy for place in places for copy in built[place][1]]
         batches.append(
             MicroBatch(

@@ -1,6 +1,6 @@
 """From a pack to numbers: hidden states, per-token log-probabilities, sums per response.
 
-Full-vocabulary logits exist for one chunk of completion tokens at a time, in the forward and in the backward pass.
+Full-vocabulary logits exist for a few chunks of completion tokens at a time.
 """
 
 from __future__ import annotations
@@ -94,14 +94,16 @@ def token_log_probs(model: Any, hidden: Tensor, batch: Pack) -> Tensor:
 def token_statistics(model: Any, hidden: Tensor, batch: Pack, collisions: bool = False) -> tuple[Tensor, Tensor | None]:
     """Return (log p(y_t), log sum_v p(v)^2) at every token of every scored response, fp32, nats, each of shape (tokens,).
 
-    Only the nodes that predict a wanted token go through the head, chunk by chunk; a chunk's logits are computed again in
-    the backward pass instead of being kept. The second, the log-probability that two draws from the policy agree, has no
-    gradient and is None unless ``collisions`` asks for it.
+    Only the nodes that predict a wanted token go through the head, chunk by chunk; past a fixed size a chunk's logits are
+    computed again in the backward pass instead of being kept. The second, the log-probability that two draws from the policy
+    agree, has no gradient and is None unless ``collisions`` asks for it.
     """
     rows, head = hidden[batch.edge_parents], model.get_output_embeddings()
     if type(head) is torch.nn.Linear:
         dtype = torch.get_autocast_dtype(rows.device.type) if torch.is_autocast_enabled(rows.device.type) else rows.dtype
-        edges, agreed = LogProbs.apply(rows.to(dtype), head.weight, head.bias, batch.edge_tokens, *head_shape(model), collisions)
+        edges, agreed = LogProbs.apply(
+            rows.to(dtype), head.weight, head.bias, batch.edge_tokens, *head_shape(model), collisions, torch.is_grad_enabled()
+        )
     else:  # an adapter on the head, or a layer of the model's own
         edges, agreed = _checkpointed(model, rows, batch.edge_tokens, collisions)
     return edges[batch.token_edges], agreed[batch.token_edges] if collisions else None

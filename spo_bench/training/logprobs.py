@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-# Most numbers of a chunk of logits, and the fewest rows it has all the same. On a CPU it stays in a page-warm buffer (32 MiB in
-# fp32) and is large enough for efficient products; on a GPU (1 GiB) the head's weights are read less often.
-CHUNK_ELEMENTS = {"cpu": 1 << 23, "cuda": 1 << 28}
+# Most numbers of a chunk of logits, and the fewest rows it has all the same: large enough for efficient products (64 MiB in fp32
+# on a CPU); on a GPU (1 GiB) the head's weights are read less often.
+CHUNK_ELEMENTS = {"cpu": 1 << 24, "cuda": 1 << 28}
 CHUNK_ROWS = 128
+MULTIPLE = 64  # of a chunk's rows: products of other sizes are slower
+# Most log-probabilities that are kept from the forward to the backward pass, where the head's first product is a quarter of its
+# arithmetic if computed twice. However many tokens there are, no more is held; those of further chunks are computed again.
+KEPT_ELEMENTS = {"cpu": 1 << 25, "cuda": 1 << 28}
 
 
 def chunk_rows(vocabulary: int, device: str) -> int:
     """Return how many rows a chunk of logits has on a device of this type."""
-    return max(CHUNK_ROWS, CHUNK_ELEMENTS.get(device, CHUNK_ELEMENTS["cpu"]) // vocabulary)
+    return max(CHUNK_ROWS, CHUNK_ELEMENTS.get(device, CHUNK_ELEMENTS["cpu"]) // vocabulary // MULTIPLE * MULTIPLE)
 
 
 class LogProbs(torch.autograd.Function):
-    """log softmax(cap(scale * (h W^T + b))) at one token a row; each chunk of logits exists once in either pass.
+    """log softmax(cap(scale * (h W^T + b))) at one token a row, chunk by chunk; ``KEPT_ELEMENTS`` of them are held at most.
 
     With z the logits, p = softmax(z) and g the gradient of log p(y): dz = g (onehot(y) - p), from which the gradients of h, W and
     b follow by the products of a linear layer. They are formed chunk by chunk, as in fused linear losses (Hsu et al. 2024,
@@ -37,6 +40,7 @@ class LogProbs(torch.autograd.Function):
         scale: float,
         cap: float | None,
         collisions: bool,
+        keep: bool,
     ) -> tuple[Tensor, Tensor]:
         """Return (log p(y), log sum_v p(v)^2), fp32, nats, (n,) each; the second without gradient, 0 unless asked for.
 
@@ -46,15 +50,20 @@ class LogProbs(torch.autograd.Function):
             targets: token ids, (n,).
             scale, cap: of the logits.
             collisions: whether the second is wanted.
+            keep: whether there will be a backward pass.
         """
-        values, totals, agree = (rows.new_zeros(len(rows), dtype=torch.float32) for _ in range(3))
-        cast = weight.to(rows.dtype)
-        for part, logits in _chunks(rows, cast, bias, scale, cap):
-            totals[part] = logits.logsumexp(dim=1)
-            values[part] = logits.gather(1, targets[part, None])[:, 0] - totals[part]
+        values, agree = (rows.new_zeros(len(rows), dtype=torch.float32) for _ in range(2))
+        cast, kept, device = weight.to(rows.dtype), list[Tensor](), rows.device.type
+        room = KEPT_ELEMENTS.get(device, KEPT_ELEMENTS["cpu"]) if keep else 0
+        for part in _chunks(rows, len(weight)):
+            logs, _ = _log_softmax(rows[part], cast, bias, scale, cap)
+            values[part] = logs.gather(1, targets[part, None])[:, 0]
             if collisions:
-                agree[part] = logits.mul_(2).logsumexp(dim=1) - 2 * totals[part]
-        ctx.save_for_backward(rows, weight, bias, targets, totals)
+                agree[part] = (2 * logs).logsumexp(dim=1)
+            room -= logs.numel()
+            if room >= 0 and cap is None:  # the slope of a cap needs the logits
+                kept.append(logs)
+        ctx.save_for_backward(rows, weight, bias, targets, *kept)
         ctx.shape = scale, cap
         ctx.mark_non_differentiable(agree)
         return values, agree
@@ -62,43 +71,49 @@ class LogProbs(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         """The gradients of rows, weight and bias, of those that are trained."""
-        rows, weight, bias, targets, totals = ctx.saved_tensors
+        rows, weight, bias, targets, *kept = ctx.saved_tensors
         scale, cap = ctx.shape
         wants_rows, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         cast = weight.to(rows.dtype)
         d_rows = torch.empty_like(rows) if wants_rows else None
-        d_weight = torch.zeros_like(weight) if wants_weight else None
+        d_weight: Tensor | None = None
         d_bias = torch.zeros_like(bias) if wants_bias else None
-        for part, logits in _chunks(rows, cast, bias, scale, cap):
-            bent = None if cap is None else 1 - (logits / cap).square_()
-            d_logits = logits.sub_(totals[part, None]).exp_().mul_(-grad[part, None])
-            d_logits.scatter_add_(1, targets[part, None], grad[part, None])
-            d_logits = (d_logits if bent is None else d_logits.mul_(bent)).mul_(scale)
-            low = d_logits.to(rows.dtype)
+        for place, part in enumerate(_chunks(rows, len(weight))):
+            logs, bent = (kept[place], None) if place < len(kept) else _log_softmax(rows[part], cast, bias, scale, cap)
+            d_logits = logs.exp_().mul_(-grad[part, None] * scale)
+            d_logits.scatter_add_(1, targets[part, None], grad[part, None] * scale)
+            low = (d_logits if bent is None else d_logits.mul_(bent)).to(rows.dtype)
             if d_rows is not None:
                 torch.mm(low, cast, out=d_rows[part])
-            if d_weight is not None:
-                _add_product(d_weight, low.t(), rows[part])
+            if wants_weight:
+                d_weight = _add_product(d_weight, low.t(), rows[part], weight.dtype)
             if d_bias is not None:
                 d_bias += d_logits.sum(0)
-        return d_rows, d_weight, d_bias, None, None, None, None
+        return d_rows, d_weight, d_bias, *[None] * 5
 
 
-def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """Add a matrix product to a sum in place; factors of lower precision than the sum are not rounded to theirs again."""
-    if left.dtype == total.dtype:
-        total.addmm_(left, right)
-    elif left.is_cuda:
-        total += torch.mm(left, right, out_dtype=total.dtype)
-    else:  # a mixed sum costs more here than a product in fp32
-        total.addmm_(left.to(total.dtype), right.to(total.dtype))
+def _add_product(total: Tensor | None, left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
+    """Add a matrix product to a sum of a type (None: it is the first); factors of lower precision are not rounded to theirs."""
+    if left.dtype != dtype and left.is_cuda:
+        product = torch.mm(left, right, out_dtype=dtype)
+        return product if total is None else total.add_(product)
+    left, right = left.to(dtype), right.to(dtype)  # on a CPU a mixed sum costs more than a product in fp32
+    return torch.mm(left, right) if total is None else total.addmm_(left, right)
 
 
-def _chunks(rows: Tensor, weight: Tensor, bias: Tensor | None, scale: float, cap: float | None) -> Iterator[tuple[slice, Tensor]]:
-    """Yield (which rows, their logits in fp32), chunk by chunk."""
-    size = chunk_rows(len(weight), rows.device.type)
-    for start in range(0, len(rows), size):
-        part = slice(start, start + size)
-        logits = torch.nn.functional.linear(rows[part], weight, None if bias is None else bias.to(rows.dtype)).float()
-        logits = logits if scale == 1 else logits.mul_(scale)
-        yield part, logits if cap is None else logits.div_(cap).tanh_().mul_(cap)
+def _chunks(rows: Tensor, vocabulary: int) -> list[slice]:
+    """Return which rows go through the head together."""
+    size = chunk_rows(vocabulary, rows.device.type)
+    return [slice(start, start + size) for start in range(0, len(rows), size)]
+
+
+def _log_softmax(
+    rows: Tensor, weight: Tensor, bias: Tensor | None, scale: float, cap: float | None
+) -> tuple[Tensor, Tensor | None]:
+    """Return (log-probabilities, slope of the cap at the logits), fp32, (rows, vocabulary); None where there is no cap."""
+    logits = torch.nn.functional.linear(rows, weight, None if bias is None else bias.to(rows.dtype)).float()
+    logits = logits if scale == 1 else logits.mul_(scale)
+    if cap is None:
+        return logits.log_softmax(dim=1), None
+    level = logits.div_(cap).tanh_()
+    return (level * cap).log_softmax(dim=1), 1 - level.square_()

@@ -28,6 +28,7 @@ from spo_bench.training.trie import Ints
 # round differently (SmolLM2-135M in bfloat16: .027 and .18 measured); a wrong reference, template, adapter or dropout is off
 # by far more.
 START_TOLERANCE = {"float32": (2e-4, 5e-3), "bfloat16": (6e-2, 1.0)}
+MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,14 @@ def descend(optimizer: torch.optim.Optimizer, weights: Sequence[torch.nn.Paramet
     return norm
 
 
+def adamw(weights: Sequence[torch.nn.Parameter], weight_decay: float = 0.0) -> torch.optim.Optimizer:
+    """Return AdamW with its moments made, so that they never lie between activations: memory in pieces is memory lost."""
+    optimizer = torch.optim.AdamW(weights, weight_decay=weight_decay, fused=True)
+    moments = [{"step": torch.zeros(()), **{name: torch.zeros_like(weight) for name in MOMENTS}} for weight in weights]
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": dict(enumerate(moments))})
+    return optimizer
+
+
 @dataclass
 class Progress:
     """What a training carries from step to step, besides the weights.
@@ -102,8 +111,8 @@ def begin(objective: Objective, settings: TrainSettings) -> Progress:
     # scales the policy's step: with the trunk detached, the policy is the baseline's to the bit.
     head = list(objective.head.parameters()) if objective.head else []
     return Progress(
-        policy=torch.optim.AdamW(weights, weight_decay=settings.weight_decay, fused=True),
-        head=torch.optim.AdamW(head, weight_decay=0.0, fused=True) if head else None,
+        policy=adamw(weights, settings.weight_decay),
+        head=adamw(head) if head else None,
         moving=MovingReference(weights, **objective.additions["ref_sync"]) if "ref_sync" in objective.additions else None,
     )
 

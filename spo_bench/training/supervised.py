@@ -13,8 +13,8 @@ from spo_bench.errors import StageError
 from spo_bench.models.numerics import Numerics
 from spo_bench.training.examples import step_rows, stream_seed
 from spo_bench.training.forward import hidden_states, token_log_probs
-from spo_bench.training.loop import TrainSettings, descend, learning_rate_at, peak_memory
-from spo_bench.training.trie import TrieRow, pack, split_by_budget
+from spo_bench.training.loop import TrainSettings, adamw, descend, learning_rate_at, peak_memory
+from spo_bench.training.trie import TrieRow, fill_budget, pack
 
 
 def finetune(
@@ -40,14 +40,14 @@ def finetune(
     """
     device = torch.device(numerics.device)
     trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, weight_decay=settings.weight_decay, fused=True)
+    optimizer = adamw(trained, settings.weight_decay)
     for step, chosen in enumerate(step_rows(len(rows), settings.batch_size, settings.steps, settings.seed)):
         started = time.perf_counter()
         model.train()
         torch.manual_seed(stream_seed(settings.seed, "dropout", step))
         total = sum(len(path) for i in chosen for path in rows[i].paths)
         loss_sum, tokens = torch.zeros((), device=device), 0
-        for group in split_by_budget([rows[i].size for i in chosen], settings.micro_tokens):
+        for group in fill_budget([rows[i].size for i in chosen], settings.micro_tokens):
             batch = pack([rows[chosen[place]] for place in group], share).to(device)
             with numerics.autocast():
                 values = token_log_probs(model, hidden_states(model, batch)[0], batch)

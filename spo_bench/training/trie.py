@@ -220,3 +220,17 @@ def split_by_budget(sizes: Sequence[int], budget: int) -> list[list[int]]:
             groups.append([index])
             used = size
     return groups
+
+
+def fill_budget(sizes: Sequence[int], budget: int) -> list[list[int]]:
+    """Put 0..len(sizes)-1 into few groups of at most ``budget`` tokens (first fit, largest first); a larger row stands alone.
+
+    The largest group comes first: what it leaves behind has room for the others.
+    """
+    groups: list[list[int]] = []
+    for index in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
+        group = next((group for group in groups if sum(sizes[i] for i in group) + sizes[index] <= budget), None)
+        if group is None:
+            groups.append(group := [])
+        group.append(index)
+    return [sorted(group) for group in sorted(groups, key=lambda group: -sum(sizes[i] for i in group))]
