@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 # Most numbers of a chunk of logits, and the fewest rows it has all the same: large enough for efficient products (64 MiB in fp32
-# on a CPU); on a GPU (1 GiB) the head's weights are read less often.
-CHUNK_ELEMENTS = {"cpu": 1 << 24, "cuda": 1 << 28}
+# on a CPU); on a GPU (512 MiB) the head's weights are read less often.
+CHUNK_ELEMENTS = {"cpu": 1 << 24, "cuda": 1 << 27}
 CHUNK_ROWS = 128
 MULTIPLE = 64  # of a chunk's rows: products of other sizes are slower
 # Most log-probabilities that are kept from the forward to the backward pass, where the head's first product is a quarter of its
 # arithmetic if computed twice. However many tokens there are, no more is held; those of further chunks are computed again.
-KEPT_ELEMENTS = {"cpu": 1 << 25, "cuda": 1 << 28}
+KEPT_ELEMENTS = {"cpu": 1 << 25, "cuda": 1 << 27}
 
 
 def chunk_rows(vocabulary: int, device: str) -> int:
