@@ -126,7 +126,7 @@ def test_ranked_lists_teach_and_degraded_copies_are_another_lesson(store):
     for method in ("dpo", "neural_ndcg"):
         ranked, copies = (values[method, f"list_size={name}", 0]["true_reward"] for name in ("4", "4 degraded"))
         assert ranked > sft + 0.1
-        assert copies < ranked - 0.1
+        assert copies < ranked - 0.05
 
 
 def test_a_policy_learns_from_its_own_answers(store):

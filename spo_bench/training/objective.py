@@ -130,10 +130,13 @@ class Objective:
         torch.manual_seed(seed)
         with torch.no_grad():
             outputs = [self.forward(batch)[::3] for batch in batches]  # without what is of the size of the hidden states
-        leaf = torch.cat([sums for sums, _ in outputs]).detach().requires_grad_()
+        order = torch.from_numpy(np.argsort(np.concatenate([batch.places for batch in batches])))
+        leaf = torch.cat([sums for sums, _ in outputs])[order].detach().requires_grad_()
         collided = [each for _, each in outputs if each is not None]
-        collisions = torch.cat(collided) if collided else None
-        losses, running = self.losses(self.lists(batches[0], leaf, torch.cat(list(frozen)), collisions, rows, step), running)
+        collisions = torch.cat(collided)[order] if collided else None
+        losses, running = self.losses(
+            self.lists(batches[0], leaf, torch.cat(list(frozen))[order], collisions, rows, step), running
+        )
         loss = losses.mean()
         (gradient,) = torch.autograd.grad(loss, leaf)
         return gradient, loss.detach(), running
