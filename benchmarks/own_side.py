@@ -15,7 +15,7 @@ import torch
 from measuring import Load, Shape, Turn, products_of, step_flops
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from spo_bench.engine.local import keep_freed_memory
+from spo_bench.engine.attempt import keep_freed_memory
 from spo_bench.errors import InputError
 from spo_bench.methods import get_method, resolve
 from spo_bench.models.activations import spare_activations

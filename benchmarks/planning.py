@@ -4,7 +4,7 @@ Usage: python benchmarks/planning.py [--rounds 3] [--json]
 
 Models are ten local directories of the embedded architecture with different weights, tasks the built-in worlds. The plan is of an
 empty store: 10 models x 5 tasks x 20 methods x {baseline, +SPO} x 5 seeds, and the SFT policies. The finished run is laid out as
-a run leaves it, with marks in place of artifacts, because what is looked at are marks: 10 models x 5 tasks x 5 methods x
+a run leaves it, with seals in place of artifacts, because what is looked at are seals: 10 models x 5 tasks x 5 methods x
 {baseline, +SPO} x 2 seeds, and the SFT policies. Seconds are those of the whole command, the start of Python included.
 """
 
@@ -23,18 +23,21 @@ from typing import Any
 from measuring import add_output, describe, show, table
 
 from spo_bench import api
-from spo_bench.engine.collect import cell_record
+from spo_bench.engine.collect import DONE, cell_record, write_record
 from spo_bench.engine.local import unique_in_order
 from spo_bench.files import write_json, write_jsonl, write_text
 from spo_bench.matrix.load import load_spec
 from spo_bench.models.embedded import build_embedded
 from spo_bench.report.mark import leave_mark
+from spo_bench.store.sealed import SEAL, entry, listed, signed
 
 METHODS = (
     *("dpo", "ipo", "kto", "hinge", "cdpo", "ada_dpo", "alpha_dpo", "aot", "apo_down", "apo_zero"),
     *("beta_dpo", "dpo_norm", "dpop", "exo", "f_dpo", "lrml", "margin_dpo", "nca", "robust", "rpo"),
 )
 WORLDS = ("controlled_dialogue", "controlled_dialogue_tone", "controlled_summarization", "controlled_summarization_brevity")
+
+FILES = ("spec.json", "provenance.json", "scores.json", "samples.jsonl", "judgments.jsonl", "train.jsonl")
 
 
 def spec(name: str, models: Sequence[Path], methods: Sequence[str], seeds: int) -> dict[str, Any]:
@@ -57,14 +60,19 @@ def finish(file: Path, out: Path, store: Path) -> int:
     loaded = load_spec(str(file))
     cells = api.cells_of(loaded, store, "cpu")
     for stage in unique_in_order([stage for cell in cells for stage in cell.stages.values()]):
-        if "directory" not in stage.local:
-            write_json(store / stage.kind / stage.key / "DONE", {"kind": stage.kind, "key": stage.key, "identity": {}})
+        if not stage.on_disk:
+            seal = {"kind": stage.kind, "key": stage.key, "identity": stage.identity, "files": {}}
+            write_json(store / stage.kind / stage.key / SEAL, signed(seal))
     for cell in cells:
-        keys = {name: stage.key for name, stage in cell.stages.items()}
-        write_json(out / "cells" / cell.id / "DONE", {"keys": keys, "retry": 0})
+        folder, keys = out / "cells" / cell.id, {name: stage.key for name, stage in cell.stages.items()}
+        for name in FILES:
+            write_text(folder / name, "{}\n")
+        write_json(folder / DONE, signed({"keys": keys, "retry": 0, "files": listed(folder)}))
+        if "train" in cell.stages:
+            (folder / "policy").mkdir()
     write_jsonl(out / "cells.jsonl", [cell_record(cell, {}) for cell in cells])
     run = {"schema_version": 1, "status": "done", "spec": loaded.model_dump(mode="json"), "store": str(store), "purse": "none"}
-    write_json(out / "run.json", run)
+    write_record(out, {**run, "files": {"cells.jsonl": entry(out / "cells.jsonl")}})
     write_text(out / "tables" / "main.md", "\n")
     leave_mark(out, [out / "tables" / "main.md"])
     return len(cells)

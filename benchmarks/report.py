@@ -26,6 +26,10 @@ from typing import Any
 
 import numpy as np
 
+from spo_bench.engine.collect import DONE
+from spo_bench.files import write_json
+from spo_bench.store.sealed import listed, signed
+
 MODELS = [f"models/policy-{size}" for size in ("135M", "360M", "1.7B", "7B")]
 TASKS = ["dialogue", "summarization", "code", "safety", "facts"]
 METHODS = ["dpo", "ipo", "simpo"]
@@ -183,7 +187,7 @@ def write_cell(folder: Path, cell: dict[str, Any], ids: Sequence[str], hard: Any
     ]
     write_lines(folder / "samples.jsonl", samples)
     write_lines(folder / "judgments.jsonl", judged)
-    for name in ("spec.json", "provenance.json", "DONE"):
+    for name in ("spec.json", "provenance.json"):
         write_text(folder / name, "{}")
     if trained:
         names = [
@@ -202,6 +206,7 @@ def write_cell(folder: Path, cell: dict[str, Any], ids: Sequence[str], hard: Any
             for i, row in enumerate(steps)
         ]
         write_lines(folder / "train.jsonl", log)
+    write_json(folder / DONE, signed({"keys": {}, "retry": 0, "files": listed(folder)}))
 
 
 def write_text(path: Path, text: str) -> None:

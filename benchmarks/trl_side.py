@@ -13,7 +13,7 @@ from typing import Any
 from measuring import Turn
 from own_side import LORA, Record, Setup
 
-from spo_bench.engine.local import keep_freed_memory
+from spo_bench.engine.attempt import keep_freed_memory
 from spo_bench.models.policy import load_policy, load_tokenizer
 from spo_bench.training.loop import TrainSettings
 

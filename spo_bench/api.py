@@ -5,16 +5,28 @@ from __future__ import annotations
 import os
 import time
 import uuid
+import warnings
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from sqlite3 import Error as SQLiteError
 from typing import Any
 
-from spo_bench.engine.collect import SCHEMA_VERSION, cell_record, failed_audits, is_written, judge_audits, write_cell
+from spo_bench import stopping
+from spo_bench.engine.collect import (
+    SCHEMA_VERSION,
+    cell_record,
+    failed_audits,
+    is_written,
+    judge_audits,
+    write_cell,
+    write_record,
+)
 from spo_bench.engine.local import Engine, Watcher, cores_here, unique_in_order
-from spo_bench.errors import InputError, Interrupted
-from spo_bench.files import read_json, read_jsonl, write_json, write_jsonl
+from spo_bench.engine.preflight import Ahead, check
+from spo_bench.errors import InputError, Interrupted, disk_full, is_disk_full, suggestion
+from spo_bench.files import read_json, read_jsonl, write_jsonl
 from spo_bench.garbage import few_collections
 from spo_bench.judging.store import FILE, spent_from
 from spo_bench.matrix.cells import Cell, expand
@@ -22,34 +34,24 @@ from spo_bench.matrix.evaluation import Place
 from spo_bench.matrix.load import load_spec
 from spo_bench.matrix.spec import Spec
 from spo_bench.models.source import EMBEDDED
+from spo_bench.problems import Problems
 from spo_bench.stages.audit import check_dropped
 from spo_bench.stages.base import Stage
 from spo_bench.store.artifacts import HashCache, Listing, Store
+from spo_bench.store.checkpoints import EVERY
+from spo_bench.store.claims import claim, finishing, release
+from spo_bench.store.claims import purse_of as purse_of
 from spo_bench.store.provenance import provenance
+from spo_bench.store.sealed import entry, read_signed
 
 STORE_VARIABLE = "SPO_BENCH_STORE"
+DEVICES = ("auto", "cpu", "cuda", "cuda:0")
 CORES_A_JOB = 4  # what a stage of a real model has good use for; beyond that its small products share cores badly
-
-
-class Quiet:
-    """A watcher that says nothing."""
-
-    def started(self, stage: Stage) -> None:
-        """Ignore it."""
-
-    def finished(self, stage: Stage, seconds: float) -> None:
-        """Ignore it."""
-
-    def failed(self, stage: Stage, reason: str) -> None:
-        """Ignore it: the reason is in ``cells.jsonl``."""
-
-    def skipped(self, stage: Stage) -> None:
-        """Ignore it."""
 
 
 def unwatched(cells: Sequence[Cell], missing: Sequence[Stage]) -> AbstractContextManager[Watcher]:
     """Watch a run without saying anything."""
-    return nullcontext(Quiet())
+    return nullcontext(Watcher())
 
 
 @dataclass(frozen=True)
@@ -85,8 +87,8 @@ def choose_device(wanted: str) -> str:
     """
     if wanted == "cpu":
         return wanted
-    if wanted != "auto" and not (wanted == "cuda" or (wanted.startswith("cuda:") and wanted[5:].isdigit())):
-        raise InputError(f"device '{wanted}'", "a device is auto, cpu, cuda or cuda:0, cuda:1, …", "give one of these")
+    if wanted != "auto" and not _is_gpu(wanted):
+        raise InputError(f"device '{wanted}'", "a device is auto, cpu, cuda or cuda:0, cuda:1, …", suggestion(wanted, DEVICES))
     if wanted == "auto" and not Path("/dev/nvidia0").exists():
         return "cpu"  # without importing torch: planning and a finished run need no tensors
     import torch
@@ -102,6 +104,15 @@ def choose_device(wanted: str) -> str:
     )
 
 
+def planned_device(wanted: str) -> str:
+    """Return the device for which stages are planned: a GPU that was asked for, also where it is not there."""
+    return wanted if _is_gpu(wanted) else choose_device(wanted if wanted in DEVICES else "auto")
+
+
+def _is_gpu(name: str) -> bool:
+    return name == "cuda" or (name.startswith("cuda:") and name[5:].isdigit())
+
+
 def choose_jobs(wanted: int | str, spec: Spec, device: str) -> int:
     """Return how many stages run at a time, for a number or "auto".
 
@@ -115,7 +126,7 @@ def choose_jobs(wanted: int | str, spec: Spec, device: str) -> int:
         return int(wanted)
     if wanted != "auto":
         raise InputError(f"--jobs {wanted}", "at least one stage runs at a time", "give --jobs 1 or more, or --jobs auto")
-    if choose_device(device) != "cpu":
+    if planned_device(device) != "cpu":
         return 1
     small = all(model.path == EMBEDDED for model in spec.models)
     return cores_here() if small else max(1, cores_here() // CORES_A_JOB)
@@ -138,22 +149,20 @@ def check_memory(memory: float | None, jobs: int) -> None:
 def cells_of(
     spec: Spec, store: Path, device: str, offline: bool = False, tasks_dirs: Sequence[str] = (), purse: str = ""
 ) -> list[Cell]:
-    """Return the cells of a spec as they would run here; what a judge costs counts together under the name ``purse``."""
+    """Return the cells of a spec as they would run here; what a judge costs counts together under the name ``purse``.
+
+    Raises:
+        InputError: a device, models or data that are not there, or settings that cannot go together; all of them.
+    """
     if offline:  # before anything imports a hub client, which reads these once
         os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
-    return expand(spec, Place(choose_device(device), HashCache(store), offline, tuple(tasks_dirs), purse))
-
-
-def purse_of(out: Path) -> str | None:
-    """Return the name under which the run in a directory pays its judge; None where no run is there yet.
-
-    A new run of a spec begins with an empty purse, also in the place of one that was deleted; a run that goes on has its old
-    one, also where it was moved.
-    """
-    try:
-        return str(read_json(out / "run.json")["purse"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    problems, cells = Problems(), list[Cell]()
+    with problems.noted():
+        choose_device(device)
+    with problems.noted():
+        cells = expand(spec, Place(planned_device(device), HashCache(store), offline, tuple(tasks_dirs), purse))
+    problems.raise_any()
+    return cells
 
 
 def run(
@@ -166,7 +175,10 @@ def run(
     memory: float | None = None,
     offline: bool = False,
     tasks_dirs: Sequence[str] = (),
+    checkpoint: float = EVERY,
+    retry_failed: bool = False,
     watch: Callable[[Sequence[Cell], Sequence[Stage]], AbstractContextManager[Watcher]] = unwatched,
+    warn: Callable[[str], object] = warnings.warn,
 ) -> Finished:
     """Run a matrix and write its report. A run that is finished already, of the same spec and by the same code, stays as it is.
 
@@ -182,10 +194,14 @@ def run(
             may run.
         offline: never ask a hub.
         tasks_dirs: further folders of task plugins.
+        checkpoint: seconds between two checkpoints of what is under way.
+        retry_failed: whether stages that failed before, for a reason that lies in their inputs, are tried again.
         watch: (cells, stages to make) -> context of the watcher that is told of every stage.
+        warn: is told what may go wrong with a run that begins.
 
     Raises:
-        InputError: what was given cannot be used; nothing has been written to ``out``.
+        InputError: what was given cannot be used, or could not be finished here (``engine.preflight``): all of it at once, before
+            anything is written.
         Interrupted: stopped by the user; the same call goes on where it stopped.
     """
     started = time.time()
@@ -195,24 +211,38 @@ def run(
     target = Path(out or Path("results") / loaded.name)
     artifacts = Store(Path(store) if store else default_store())
     purse = purse_of(target) or uuid.uuid4().hex
-    with few_collections():
+    problems, cells = Problems(), list[Cell]()
+    with problems.noted(), few_collections():
         cells = cells_of(loaded, artifacts.root, device, offline, tasks_dirs, purse)
-
-    for name, place in (("out", target), ("store", artifacts.root)):
-        check_writable(name, place)
-    check_judge_key(loaded)
-
     every, there = unique_in_order([stage for cell in cells for stage in cell.stages.values()]), Listing(artifacts.root)
     again = {stage.key for stage in every if there.to_retry(stage.kind, stage.key)}
     missing = [stage for stage in every if stage.key in again or not stage.done(there)]
+    finished = bool(cells) and not missing and _is_finished(loaded, target, cells, artifacts)
+    if not finished:
+        check(Ahead(loaded, cells, missing, there, target, planned_device(device), together, purse, tasks_dirs), problems, warn)
+    with suppress(OSError) if finished else nullcontext():  # nothing else is written for one that is finished
+        claim(artifacts, target, purse, ((stage.kind, stage.key) for stage in every if not stage.on_disk))
     for stage in missing:
         if stage.key in again:  # its valid verdicts are kept as replies, so only the others are asked for
             artifacts.remove(stage.kind, stage.key)
-    with watch(cells, missing) as watcher, Engine(artifacts, together, watcher, memory, every) as engine:
-        if not missing and _is_finished(loaded, target, cells, artifacts):
+    with (
+        stopping.orderly(),
+        watch(cells, missing) as watcher,
+        Engine(artifacts, together, watcher, memory, every, checkpoint, retry_failed) as engine,
+    ):
+        if finished:
             return Finished(target, len(cells), len(cells), {}, 0, time.time() - started)
-        failures = _data(cells, artifacts, engine)
-        return _rest(loaded, target, cells, artifacts, failures, engine, missing, started, purse)
+        try:
+            failures = _data(cells, artifacts, engine)
+            return _rest(loaded, target, cells, artifacts, failures, engine, every, len(missing), started, purse)
+        except InputError:
+            if purse_of(target) is None:
+                release(artifacts, target, purse)
+            raise
+        except (OSError, SQLiteError) as error:
+            if is_disk_full(error):
+                raise disk_full(error) from error
+            raise
 
 
 def _is_finished(spec: Spec, target: Path, cells: Sequence[Cell], store: Store) -> bool:
@@ -222,7 +252,7 @@ def _is_finished(spec: Spec, target: Path, cells: Sequence[Cell], store: Store) 
     from spo_bench.report import is_current
 
     try:
-        record, lines = read_json(target / "run.json"), list(read_jsonl(target / "cells.jsonl"))
+        record, lines = read_signed(target / "run.json"), list(read_jsonl(target / "cells.jsonl"))
     except (OSError, ValueError):
         return False
     same = record["status"] == "done" and record["spec"] == spec.model_dump(mode="json") and record["store"] == str(store.root)
@@ -233,7 +263,7 @@ def _is_finished(spec: Spec, target: Path, cells: Sequence[Cell], store: Store) 
 def _data(cells: Sequence[Cell], store: Store, engine: Engine) -> dict[str, str]:
     """Make every task's data, and refuse the run where it may not be used; return key -> reason of what failed."""
     data = list({cell.stages["data"].key: cell.stages["data"] for cell in cells}.values())
-    failures = engine.run(data)
+    failures = engine.run_and_check(data)
     for stage in data:
         if stage.done(store):
             check_dropped(stage.path(store), stage.local["max_dropped"])
@@ -250,7 +280,8 @@ def _rest(
     store: Store,
     failures: Mapping[str, str],
     engine: Engine,
-    missing: Sequence[Stage],
+    every: Sequence[Stage],
+    made: int,
     started: float,
     purse: str,
 ) -> Finished:
@@ -264,40 +295,19 @@ def _rest(
     }
     record |= {"started": _clock(started), "finished": None, "seconds": None, "store": str(store.root), "audits": {}}
     target.mkdir(parents=True, exist_ok=True)
-    write_json(target / "run.json", record)
+    write_record(target, record)
     try:
-        failures = {**failures, **engine.run(missing)}
-        return _finish(target, cells, store, failures, record, len(missing), started)
+        failures = {**failures, **engine.run(every)}
+        whole = [cell for cell in cells if not failures.keys() & {stage.key for stage in cell.stages.values()}]
+        read = {one.key: one for cell in whole if not is_written(target, cell) for one in cell.stages.values()}
+        failures |= engine.run_and_check(list(read.values()))
+        with finishing(store, target):
+            return _finish(target, cells, store, failures, record, made, started)
     except BaseException as error:
-        write_json(target / "run.json", {**record, "status": "interrupted" if isinstance(error, Interrupted) else "failed"})
+        stopped = isinstance(error, Interrupted) or is_disk_full(error)
+        with suppress(OSError):  # the disk may be full
+            write_record(target, {**record, "status": "interrupted" if stopped else "failed"})
         raise
-
-
-def check_writable(name: str, place: Path) -> None:
-    """Check that a directory can be made and written to; makes nothing.
-
-    Raises:
-        InputError: a file stands in the way, or permission is missing.
-    """
-    there = next(folder for folder in (place.absolute(), *place.absolute().parents) if folder.exists())
-    if not there.is_dir():
-        raise InputError(f"--{name} '{place}': '{there}' is a file", f"--{name} is a directory", "give another place")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise InputError(
-            f"--{name} '{place}': '{there}' cannot be written to", f"--{name} is a place you may write", "give another place"
-        )
-
-
-def check_judge_key(spec: Spec) -> None:
-    """Check that the key of a judge over an API is there before anything is trained.
-
-    Raises:
-        InputError: the environment has no key for an endpoint that needs one.
-    """
-    if spec.judge is not None and spec.judge.backend == "openai":
-        from spo_bench.judging.capabilities import key_in_environment
-
-        key_in_environment(spec.judge.api_key_env, spec.judge.base_url)
 
 
 def _finish(
@@ -327,7 +337,7 @@ def _finish(
     found = {name: read_json(path) for name, path in audits.items() if path.is_file()}
     spent = asdict(spent_from(store.root / FILE, record["purse"]))
     judging = {"judge_audits": judge_audits(cells, store), "judge_unaudited": unaudited, "judge_spent": spent}
-    write_json(target / "run.json", {**record, "audits": found, **judging})
+    write_record(target, {**record, "audits": found, **judging, "files": {"cells.jsonl": entry(target / "cells.jsonl")}})
     write_report(target)
     return Finished(target, len(cells), len(cells) - len(failed), failed_all, made, finished - started)
 

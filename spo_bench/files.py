@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
+
+DEEPEST = 200
+TOO_DEEP = f"more than {DEEPEST} lists and objects in one another"
 
 
 def canonical_json(value: Any) -> str:
@@ -22,8 +26,24 @@ def write_text(path: Path, text: str) -> None:
     """Write a file beside its final place, then rename it there, so a reader never sees half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+    try:
+        part.write_text(text, encoding="utf-8")
+        os.replace(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def flush(path: Path) -> None:
+    """Wait until a file's content, or a folder's list of names, is on the disk and outlives a loss of power."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:  # some file systems cannot do this for folders
+        if error.errno != errno.EINVAL:
+            raise
+    finally:
+        os.close(handle)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -47,6 +67,37 @@ def read_jsonl(path: Path) -> Iterator[Any]:
         for line in lines:
             if line.strip():
                 yield json.loads(line)
+
+
+def parse_json(text: str) -> Any:
+    """Return the JSON value of a text that somebody gave.
+
+    Raises:
+        ValueError: it is none, or has more than ``DEEPEST`` lists and objects in one another: the parser's own limit depends on
+            where it is called.
+    """
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise ValueError(TOO_DEEP) from None
+    if is_too_deep(value):
+        raise ValueError(TOO_DEEP)
+    return value
+
+
+def is_too_deep(value: Any) -> bool:
+    """Return whether a JSON value has more than ``DEEPEST`` lists and objects in one another."""
+    layer = [value]
+    for _ in range(DEEPEST):
+        layer = [
+            item
+            for one in layer
+            for item in (one.values() if isinstance(one, dict) else one if isinstance(one, list) else ())
+            if isinstance(item, dict | list)
+        ]
+        if not layer:
+            return False
+    return True
 
 
 def fingerprint(*texts: str) -> str:

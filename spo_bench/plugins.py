@@ -11,6 +11,7 @@ import functools
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import re
 import sys
 import traceback
@@ -39,16 +40,28 @@ class TaskPlugin:
 
 @dataclass(frozen=True)
 class BrokenPlugin:
-    """A plugin that could not be loaded: its module's or entry point's name, where it is, and the traceback or reason."""
+    """A plugin that could not be loaded: its module's or entry point's name, where it is, and where and why it failed."""
 
     name: str
     origin: str
     reason: str
 
 
+def where_it_failed(error: BaseException) -> str:
+    """Return the places in a plugin's own code that an error came through, and the error; nothing of who called it."""
+    ours = (str(Path(spo_bench.__file__).parent), str(Path(importlib.__file__).parent), "<frozen")
+    frames = [one for one in traceback.extract_tb(error.__traceback__) if not one.filename.startswith(ours)]
+    return "".join([*traceback.format_list(frames), *traceback.format_exception_only(error)]).rstrip()
+
+
 def built_in_folder() -> Path:
     """Return the built-in ``tasks/``: beside the package in a checkout and in an installed copy alike."""
     return Path(spo_bench.__file__).resolve().parent.parent / "tasks"
+
+
+def is_built_in(cls: type[Task]) -> bool:
+    """Say whether a task is one of ours."""
+    return Path(inspect.getfile(cls)).resolve().is_relative_to(built_in_folder())
 
 
 def find_tasks(directories: Iterable[str | Path] = ()) -> dict[str, TaskPlugin]:
@@ -72,12 +85,12 @@ def find_tasks(directories: Iterable[str | Path] = ()) -> dict[str, TaskPlugin]:
 
 
 def broken_tasks(directories: Iterable[str | Path] = ()) -> list[BrokenPlugin]:
-    """Return the plugins that could not be loaded, with their tracebacks; they do not stop the others."""
+    """Return the plugins that could not be loaded, with where and why they failed; they do not stop the others."""
     return [plugin for plugin in _everything(directories) if isinstance(plugin, BrokenPlugin)]
 
 
 def unknown_task(name: str, directories: Iterable[str | Path] = (), where: str = "") -> InputError:
-    """Build the error for a task that is not there: the nearest name, and the traceback where its plugin is broken."""
+    """Build the error for a task that is not there: the nearest name, or where and why its plugin failed."""
     directories = list(directories)
     broken = broken_tasks(directories)
     place = f" in {where}" if where else ""
@@ -154,14 +167,14 @@ def _folder(place: Path, stamp: tuple[tuple[str, int, int], ...]) -> tuple[TaskP
     modules = [place] if place.is_file() else [folder / name for name, _, _ in stamp if not name.startswith("_")]
     try:
         _load_package(package, folder)
-    except (Exception, SystemExit):  # noqa: BLE001 - whatever a plugin raises is reported under its name
-        return (BrokenPlugin(folder.name, f"{folder / '__init__.py'}", traceback.format_exc()),)
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever a plugin raises is reported under its name
+        return (BrokenPlugin(folder.name, f"{folder / '__init__.py'}", where_it_failed(error)),)
     plugins: list[TaskPlugin | BrokenPlugin] = []
     for path in modules:
         try:
             module = importlib.import_module(f"{package}.{path.stem}")
-        except (Exception, SystemExit):  # noqa: BLE001 - as above
-            plugins.append(BrokenPlugin(path.stem, str(path), traceback.format_exc()))
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - as above
+            plugins.append(BrokenPlugin(path.stem, str(path), where_it_failed(error)))
             continue
         classes = [value for value in vars(module).values() if isinstance(value, type) and value.__module__ == module.__name__]
         # A name that starts with an underscore, or no `name`, marks a base class that is shared within the module.
@@ -200,8 +213,8 @@ def _from_entry_points() -> Iterator[TaskPlugin | BrokenPlugin]:
         origin = f"entry point {name} = {value}{package}"
         try:
             cls = point.load()
-        except (Exception, SystemExit):  # noqa: BLE001 - whatever a plugin raises is reported under its name
-            yield BrokenPlugin(name, origin, traceback.format_exc())
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever a plugin raises is reported under its name
+            yield BrokenPlugin(name, origin, where_it_failed(error))
         else:
             yield _plugin(cls, name, origin)
 

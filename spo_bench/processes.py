@@ -32,19 +32,29 @@ class Pool(ProcessPoolExecutor):
     """Fresh interpreters (a forked one would share torch's threads with its parent, and hang) that end when their parent does.
 
     Args:
-        count: how many processes, at most; each is started when there is work for it.
+        count: how many processes; they are started when there is work for one.
         initializer, initargs: called in each first.
     """
 
     def __init__(self, count: int, initializer: Callable[..., None] | None = None, initargs: tuple[Any, ...] = ()) -> None:
         self.started: list[BaseProcess] = []
         super().__init__(count, mp_context=_Noting(self.started), initializer=_begin, initargs=(initializer, initargs))
+        # All at once, when there is work for the first: one that is started later may die unnoticed, and its work with it
+        # (the executor watches for the ends of processes it knew when it last had something to do).
+        self._safe_to_dynamically_spawn_children = False
 
     def end(self) -> None:
-        """Stop this pool's processes in the middle of their work, and no others."""
-        for process in self.started:
-            process.terminate()
-        self.shutdown(wait=False, cancel_futures=True)
+        """Ask this pool's processes, and no others, to stop, and wait until they have; whoever does not wait for that (a further
+        signal) kills them.
+        """
+        try:
+            for process in self.started:
+                process.terminate()
+            self.shutdown(wait=True, cancel_futures=True)
+        except BaseException:
+            for process in self.started:
+                process.kill()
+            raise
 
 
 class _Noting(SpawnContext):

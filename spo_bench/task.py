@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,18 @@ from spo_bench.files import file_hash
 
 SplitName = Literal["sft", "train", "heldout", "eval"]
 SPLITS: tuple[SplitName, ...] = ("sft", "train", "heldout", "eval")
+
+
+HALF_CHARACTER = "the text holds half a character (a lone surrogate)"
+
+
+def half_character(value: object) -> bool:
+    """Say whether a text within a JSON value holds half a character, which JSON can spell and no UTF-8 file can hold."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 @dataclass(frozen=True)

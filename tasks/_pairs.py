@@ -6,17 +6,19 @@ import functools
 import hashlib
 import json
 import re
+import reprlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from typing import Any
 
 from spo_bench.errors import InputError
-from spo_bench.task import Row, SplitName, Task
+from spo_bench.task import HALF_CHARACTER, Row, SplitName, Task, half_character
 
-from ._read import Fields, Messages, Source, file_identity, kind, local_file, read
+from ._read import Fields, Messages, Record, Source, file_identity, kind, local_file, read
 
-PAIRS_VERSION = 2  # raised whenever this module changes what a file gives
+PAIRS_VERSION = 3  # raised whenever this module changes what a file gives
 EVAL_SHARE, HELDOUT_SHARE = 0.15, 0.15
 _SALT = "spo-bench/split/1"
 _TURN = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
@@ -139,7 +141,7 @@ def _comparison(fields: Fields) -> Pair:
             "'summaries' lists two summaries",
         )
     if isinstance(choice, bool) or choice not in (0, 1):
-        raise fields.fault("choice", repr(choice), "'choice' is 0 or 1, the place of the preferred summary")
+        raise fields.fault("choice", reprlib.repr(choice), "'choice' is 0 or 1, the place of the preferred summary")
     texts = [fields.inside("summaries", index).text("text").strip() for index in (0, 1)]
     body = info.text("post") if info.value.get("post") is not None else info.text("article")
     title, subreddit = info.label("title"), info.label("subreddit")
@@ -149,11 +151,12 @@ def _comparison(fields: Fields) -> Pair:
         f"POST: {body.strip()}",
         "TL;DR:",
     ]
-    confidence = fields.inside("extra").value.get("confidence") if isinstance(fields.value.get("extra"), dict) else None
+    extra = fields.inside("extra") if isinstance(fields.value.get("extra"), dict) else None
+    confidence = extra.value["confidence"] if extra is not None and extra.numbers("confidence") else None
     return Pair(
         prompt=({"role": "user", "content": "\n\n".join(part for part in parts if part)},),
-        chosen=texts[choice],
-        rejected=texts[1 - choice],
+        chosen=texts[int(choice)],
+        rejected=texts[1 - int(choice)],
         cluster=info.label("id"),
         domain=subreddit,
         meta={} if confidence is None else {"confidence": confidence},
@@ -172,13 +175,8 @@ def _prompt(fields: Fields) -> Messages:
 
 def joined(messages: Messages) -> Messages:
     """Join consecutive turns of one speaker, which many chat templates refuse."""
-    result: list[dict[str, str]] = []
-    for message in messages:
-        if result and result[-1]["role"] == message["role"]:
-            result[-1]["content"] = "\n\n".join(filter(None, (result[-1]["content"], message["content"])))
-        else:
-            result.append(dict(message))
-    return tuple(result)
+    turns = groupby(messages, key=lambda message: message["role"])
+    return tuple({"role": who, "content": "\n\n".join(filter(None, (one["content"] for one in some)))} for who, some in turns)
 
 
 def content_fault(pair: Pair, split: SplitName) -> str | None:
@@ -193,20 +191,9 @@ def content_fault(pair: Pair, split: SplitName) -> str | None:
         (not pair.chosen, "chosen is empty"),
         (split != "sft" and not pair.rejected, "rejected is empty"),
         (split != "sft" and pair.chosen == pair.rejected, "chosen and rejected are identical"),
-        (_broken(pair), "the text holds half a character (a lone surrogate)"),
+        (half_character(vars(pair)), HALF_CHARACTER),
     ]
     return next((reason for wrong, reason in checks if wrong), None)
-
-
-def _broken(pair: Pair) -> bool:
-    """Say whether some text cannot be written as UTF-8."""
-    try:
-        "".join(
-            [*(message["content"] for message in pair.prompt), pair.chosen, pair.rejected, *(text for text, _ in pair.more)]
-        ).encode()
-    except UnicodeEncodeError:
-        return True
-    return False
 
 
 def _short(value: Any) -> str:
@@ -234,7 +221,7 @@ def components(keys: Sequence[Sequence[str]]) -> list[str]:
 
 def bucket(component: str) -> float:
     """Return a number in [0, 1) that depends on the component's key alone."""
-    return int.from_bytes(hashlib.sha256(f"{_SALT}/{component}".encode()).digest()[:6], "big") / 2**48
+    return int.from_bytes(hashlib.sha256(f"{_SALT}/{component}".encode("utf-8", "surrogatepass")).digest()[:6], "big") / 2**48
 
 
 class PairTask(Task):
@@ -249,6 +236,10 @@ class PairTask(Task):
     def parse(self, fields: Fields) -> Pair:
         """Return the pair of a record; raises InputError for a structural fault."""
         return parse(fields)
+
+    def _pair(self, record: Record) -> Pair:
+        """Return the pair of a record, one that cannot be used where the record was not read."""
+        return self.parse(Fields(record)) if record.fault is None else Pair((), "", "", fault=record.fault)
 
     @functools.cached_property
     def _source(self) -> Source:
@@ -272,7 +263,7 @@ class PairTask(Task):
         """The pairs of eval, heldout and train, each with the cluster it shares with other rows (None: it stands alone)."""
         own_test = self._source.test
         records = [*self._source.records, *(own_test or ())]
-        pairs = [replace(pair, number=record.number) for record in records for pair in [self.parse(Fields(record))]]
+        pairs = [replace(self._pair(record), number=record.number) for record in records]
         pairs = [replace(pair, prompt=joined(pair.prompt)) for pair in pairs]
         keys = []
         for place, pair in enumerate(pairs):

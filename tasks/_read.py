@@ -6,32 +6,44 @@ import difflib
 import gzip
 import hashlib
 import json
+import os
 import re
+import reprlib
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from io import BufferedIOBase
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
 from spo_bench.errors import InputError, unknown
-from spo_bench.files import file_hash
+from spo_bench.files import file_hash, parse_json
 
 Messages = tuple[Mapping[str, str], ...]
 ROLES = ("system", "user", "assistant")
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".parquet")
 FORMS = "a local .jsonl, .jsonl.gz, .json (a list of objects) or .parquet file, or a hub id ORG/NAME[:CONFIG][@REVISION]"
-_HUB_ID = re.compile(r"(?P<name>[\w.-]+(?:/[\w.-]+)?)(?::(?P<config>[\w.-]+))?(?:@(?P<revision>[\w./-]+))?")
+_HUB_ID = re.compile(r"(?!.*\.\.)(?P<name>[\w.-]+(?:/[\w.-]+)?)(?::(?P<config>[\w.-]+))?(?:@(?P<revision>[\w./-]+))?")
+LARGEST = 4_000_000  # bytes of a row: a preference is smaller, and what is larger would take a machine's memory as objects
 _TRAIN, _TEST = ("train", "train_prefs"), ("test", "test_prefs", "validation")
 
 
 @dataclass(frozen=True)
 class Record:
-    """One object of a source. ``place`` names its file and row in messages; ``number`` counts from 1."""
+    """One object of a source. ``place`` names its file and row in messages; ``number`` counts from 1; ``fault``: why it was not
+    read, with no value.
+    """
 
     place: str
     number: int
     value: Mapping[str, Any]
+    fault: str | None = None
+
+
+class _Size(int):
+    """The bytes of a row that is too large to be read."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +61,7 @@ def local_file(data: str) -> Path | None:
     Raises:
         InputError: it is a folder, or reads as a path and nothing is there (with the nearest file beside it).
     """
-    path = Path(data).expanduser()
+    path = Path(os.path.expanduser(data))  # unlike Path's, it passes over users whom nobody knows
     if path.is_file():
         return path
     if path.is_dir():
@@ -99,12 +111,7 @@ def _file(path: Path) -> list[Record]:
         raise InputError(
             f"data file '{path}'", f"data is {FORMS}", f"convert it, or give it the right ending ({', '.join(SUFFIXES)})"
         )
-    records = []
-    for number, value in rows:
-        place = f"{path}, row {number}"
-        if not isinstance(value, dict):
-            raise InputError(f"{place}: {kind(value)}", "a row is a JSON object with named fields", "correct or remove this row")
-        records.append(Record(place, number, value))
+    records = [_record(f"{path}, row {number}", number, value) for number, value in rows]
     if not records:
         raise InputError(
             f"data file '{path}' is empty",
@@ -114,17 +121,54 @@ def _file(path: Path) -> list[Record]:
     return records
 
 
+def _record(place: str, number: int, value: Any) -> Record:
+    """Return a row as a record; raises InputError where it is no object."""
+    size = value if isinstance(value, _Size) else _size(value)
+    if size > LARGEST:
+        return Record(place, number, {}, f"the row has {size:,} bytes or more, and at most {LARGEST:,} are read")
+    if not isinstance(value, dict):
+        raise InputError(f"{place}: {kind(value)}", "a row is a JSON object with named fields", "correct or remove this row")
+    return Record(place, number, value)
+
+
+def _size(value: Any) -> int:
+    """Return about the bytes of a JSON value, counted no further than ``LARGEST``: its values and the letters of its texts."""
+    size, values = 0, [value]
+    while values and size <= LARGEST:
+        one = values.pop()
+        size += len(one) if isinstance(one, str) else 1
+        values += one.values() if isinstance(one, dict) else one if isinstance(one, list) else ()
+    return size
+
+
 def _lines(path: Path) -> Iterator[tuple[int, Any]]:
-    """Yield (line number, value) of a JSON-lines file; empty lines are passed over."""
+    """Yield (line number, value) of a JSON-lines file; empty lines are passed over, and so is the content of too large ones."""
+    with gzip.open(path) if path.name.endswith(".gz") else path.open("rb") as content:
+        for number in count(1):
+            line, size = _line(content, path)
+            if not size:
+                return
+            if size > LARGEST:
+                yield number, _Size(size)
+                continue
+            line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+            if line.strip():
+                yield number, _parse(line, f"{path}, row {number}")
+
+
+def _line(content: BufferedIOBase, path: Path) -> tuple[bytes, int]:
+    """Return the next line, or the beginning of a too large one, and its bytes; none are left at the end of the file."""
     try:
-        content = gzip.decompress(path.read_bytes()) if path.name.endswith(".gz") else path.read_bytes()
+        line = part = content.readline(LARGEST + 1)
+        size = len(line)
+        while len(part) > LARGEST and not part.endswith(b"\n"):
+            part = content.readline(LARGEST + 1)
+            size += len(part)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise InputError(
             f"data file '{path}' cannot be unpacked ({error})", "a .gz file is complete gzip", "download it again"
         ) from error
-    for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
-        if line.strip():
-            yield number, _parse(line, f"{path}, row {number}")
+    return line, size
 
 
 def _json_list(path: Path) -> Iterator[tuple[int, Any]]:
@@ -143,12 +187,12 @@ def _json_list(path: Path) -> Iterator[tuple[int, Any]]:
 def _parse(content: bytes, place: str) -> Any:
     """Return the JSON value of some bytes."""
     try:
-        return json.loads(content.decode("utf-8"))
+        return parse_json(content.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise InputError(
             f"{place}: not UTF-8 ({error.reason} at byte {error.start})", "text is UTF-8", "convert the file to UTF-8"
         ) from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise InputError(f"{place}: not JSON ({error})", "every row is one JSON object", "correct or remove this row") from error
 
 
@@ -158,11 +202,31 @@ def _parquet(path: Path) -> Iterator[tuple[int, Any]]:
     import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
     try:
-        yield from enumerate(pq.read_table(path).to_pylist(), start=1)
+        table = pq.read_table(path)
     except (pa.ArrowException, OSError) as error:
         raise InputError(
             f"data file '{path}' is not parquet ({error})", "a .parquet file is readable by pyarrow", "write or download it again"
         ) from error
+    try:
+        rows = table.to_pylist()
+    except Exception:
+        _check_values(path, table)
+        raise
+    yield from enumerate(rows, start=1)
+
+
+def _check_values(path: Path, table: Any) -> None:
+    """Raise InputError for the first value of a parquet table that Python has none for: a text that is not UTF-8, a far date."""
+    for name, column in zip(table.column_names, table.columns):
+        for number, value in enumerate(column, start=1):
+            try:
+                value.as_py()
+            except Exception as error:
+                raise InputError(
+                    f"{path}, row {number}, field '{name}': its value cannot be read ({error})",
+                    "a value is one that Python can hold: text in UTF-8, a date of the years 1 to 9999",
+                    "correct or remove this row",
+                ) from error
 
 
 def _hub(data: str) -> Source:
@@ -187,7 +251,7 @@ def _hub(data: str) -> Source:
         train, test = next(iter(splits)), None
     used = [name for name in (train, test) if name is not None]
     records = {
-        name: [Record(f"{data} ({name}), row {n}", n, row) for n, row in enumerate(splits[name], start=1)] for name in used
+        name: [_record(f"{data} ({name}), row {n}", n, row) for n, row in enumerate(splits[name], start=1)] for name in used
     }
     if not records[train]:
         raise InputError(f"split '{train}' of data '{data}' is empty", "a data set holds at least one row", "choose another")
@@ -228,9 +292,7 @@ class Fields:
     def need(self, name: str) -> Any:
         """Return a field that must be there."""
         if name not in self.value:
-            raise self.fault(
-                name, f"missing; the row has {', '.join(map(repr, self.value)) or 'no fields'}", f"a row has the field '{name}'"
-            )
+            raise self.fault(name, f"missing; the row has {_names(self.value) or 'no fields'}", f"a row has the field '{name}'")
         return self.value[name]
 
     def text(self, name: str) -> str:
@@ -293,9 +355,14 @@ class Fields:
         for index in range(len(value)):
             message = self.inside(name, index)
             if message.text("role") not in ROLES:
-                raise message.fault("role", repr(message.value["role"]), f"a role is one of {', '.join(ROLES)}")
+                raise message.fault("role", reprlib.repr(message.value["role"]), f"a role is one of {', '.join(ROLES)}")
             messages.append({"role": message.text("role"), "content": message.text("content").strip()})
         return tuple(messages)
+
+
+def _names(fields: Mapping[str, Any]) -> str:
+    """Return the first names of fields, as a message has room for them."""
+    return ", ".join(map(reprlib.repr, islice(fields, 20)))
 
 
 def kind(value: Any) -> str:

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -92,14 +93,23 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., tuple[str, Any]]]:
         yield start
 
 
+@pytest.fixture(scope="session")
+def commands(tmp_path_factory) -> Iterator[Any]:
+    """A server of commands: each is a process of its own, which begins at once."""
+    from warm_command import Commands
+
+    with Commands(tmp_path_factory.mktemp("streams")) as serving:
+        yield serving
+
+
 @pytest.fixture
-def here(monkeypatch, tmp_path, capsys) -> Callable[..., tuple[int, str, str]]:
+def command(monkeypatch, tmp_path, capsys) -> Callable[..., tuple[int, str, str]]:
     """Run the command in this process, since one of its own takes two seconds to begin; return exit code, output and errors."""
 
     from spo_bench.cli.main import main
 
     def run(*words: Any) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["spo-bench", "judge", *map(str, words)])
+        monkeypatch.setattr(sys, "argv", ["spo-bench", *map(str, words)])
         with pytest.raises(SystemExit) as ended:
             main()
         return ended.value.code, *capsys.readouterr()
@@ -107,9 +117,15 @@ def here(monkeypatch, tmp_path, capsys) -> Callable[..., tuple[int, str, str]]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SPO_BENCH_STORE", str(tmp_path / "store"))
     monkeypatch.setenv("COLUMNS", "500")
+    return run
+
+
+@pytest.fixture
+def here(monkeypatch, command) -> Callable[..., tuple[int, str, str]]:
+    """Run `spo-bench judge` in this process."""
     for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
         monkeypatch.delenv(name, raising=False)
-    return run
+    return partial(command, "judge")
 
 
 def tiny_model(kind: str = "llama", vocabulary: int = 61) -> Any:

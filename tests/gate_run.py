@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -55,7 +56,7 @@ def write_run(
         for place, row in enumerate(table):
             seed = (seeds or range(len(table)))[place]
             cell = {
-                "id": f"{arm}-s{seed}",
+                "id": re.sub(r"[^\w.=-]+", "_", f"{arm}-s{seed}"),
                 "model": model,
                 "task": "dialogue",
                 "method": arm,

@@ -149,7 +149,7 @@ def write_cell(directory, cell, ids, reward, rng, steps):
                 row["degree_accuracy_bins"] = {"16-32": [3 if i < 30 else 1, 4], "0-16": [2, 2]}
             rows.append(row)
         write_jsonl(directory / "train.jsonl", rows)
-    (directory / "DONE").write_text("")
+    (directory / "DONE").write_text("{}\n")
 
 
 PLANTS, METALS = [f"plants-{i}" for i in range(6)], [f"metals-{i}" for i in range(6)]

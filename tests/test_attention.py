@@ -30,12 +30,14 @@ def inputs(nodes, dtype=torch.float64):
 
 def dense(query, key, value, batch, window, softcap):
     """softmax(cap(q k / sqrt(size)) + mask) v, with the mask from each node's ancestors, walked parent by parent."""
-    nodes = len(batch.tokens)
-    ends, positions = batch.sight.ends.tolist(), batch.sight.positions.tolist()
-    seen = torch.zeros(nodes, nodes, dtype=torch.bool)
-    for q in range(nodes):
-        for k in range(q + 1):
-            seen[q, k] = q < ends[k] and (window is None or positions[q] - positions[k] < window)
+    positions = batch.sight.positions
+    seen, last = torch.eye(len(positions), dtype=torch.bool), {}
+    for node, depth in enumerate(positions.tolist()):
+        if depth:
+            seen[node] |= seen[last[depth - 1]]  # depth first: its parent is the last node one step above
+        last[depth] = node
+    if window is not None:
+        seen &= positions[:, None] - positions < window
     key, value = (x.repeat_interleave(HEADS // KEY_HEADS, 1) for x in (key, value))
     scores = query @ key.transpose(-1, -2) * SIZE**-0.5
     scores = scores if softcap is None else torch.tanh(scores / softcap) * softcap

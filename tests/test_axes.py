@@ -118,15 +118,18 @@ def test_asking_for_more_gives_more(store):
 
 def test_ranked_lists_teach_and_degraded_copies_are_another_lesson(store):
     """Four scored answers a prompt teach the known reward; an answer's own degraded copies say nothing of wrong facts or filler,
-    so a policy taught by these alone earns less.
+    so a policy taught by these alone earns less. How much less varies with the seed (.09 and .19), so two are averaged.
     """
     axes = {"list_size": [4, {"size": 4, "source": "degraded"}]}
-    values, _, _ = run(store, "lists", data_axes=axes, methods=["dpo", "neural_ndcg"])
-    sft = values["sft", "", 0]["true_reward"]
+    values, _, _ = run(store, "lists", data_axes=axes, methods=["dpo", "neural_ndcg"], seeds=[0, 1])
+
+    def reward(method, axis):
+        return sum(values[method, axis, seed]["true_reward"] for seed in (0, 1)) / 2
+
     for method in ("dpo", "neural_ndcg"):
-        ranked, copies = (values[method, f"list_size={name}", 0]["true_reward"] for name in ("4", "4 degraded"))
-        assert ranked > sft + 0.1
-        assert copies < ranked - 0.05
+        ranked, copies = (reward(method, f"list_size={name}") for name in ("4", "4 degraded"))
+        assert ranked > reward("sft", "") + 0.1
+        assert copies < ranked - 0.1
 
 
 def test_a_policy_learns_from_its_own_answers(store):

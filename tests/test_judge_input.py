@@ -70,7 +70,7 @@ BAD_OPTIONS: dict[str, tuple[list[str], list[str]]] = {
     "key in the address": (["--base-url", "http://me:sk-secret@127.0.0.1:9/v1"], ["comes from the environment only"]),
     "no key": (["--base-url", "https://judge.invalid/v1"], ["OPENAI_API_KEY is not set", "export OPENAI_API_KEY"]),
     "form": (["--verdict", "jsn"], ["unknown verdict 'jsn'", "did you mean 'json'"]),
-    "orders": (["--orders", "bth"], ["unknown orders 'bth'", "did you mean 'both'"]),
+    "orders": (["--orders", "bth"], ["unknown choice of orders 'bth'", "did you mean 'both'"]),
     "task": (["--task", "dialog"], ["dialog", "did you mean 'dialogue'"]),
     "template without a slot": (["--template", "bad.txt"], ["judge prompt without {b}", "put the slots in"]),
     "template missing": (["--template", "nowhere.txt"], ["nowhere.txt", "check the path"]),

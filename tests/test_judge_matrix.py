@@ -16,9 +16,10 @@ from typer.testing import CliRunner
 
 import spo_bench
 from spo_bench.api import cells_of, purse_of
-from spo_bench.cli.main import app
+from spo_bench.cli.app import app
 from spo_bench.engine.collect import length_controlled_rate
 from spo_bench.files import read_json, read_jsonl
+from spo_bench.judging.api import HELLO
 from spo_bench.judging.attacks import TRIED
 from spo_bench.judging.store import ReplyStore
 from spo_bench.matrix.judge_cost import JudgePlan, judge_plan
@@ -55,6 +56,12 @@ def knowing(body: dict[str, Any], number: int) -> Answer:
 
 def content(body: dict[str, Any]) -> str:
     return str(body["messages"][0]["content"])
+
+
+def apart(bodies: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return the first questions, asked before anything is run, and all others."""
+    first = [body for body in bodies if HELLO.prompt in content(body)]
+    return first, [body for body in bodies if body not in first]
 
 
 class World:
@@ -155,6 +162,18 @@ def test_a_second_run_makes_nothing_and_asks_nothing(world, judged):
     assert (done.made, bodies, done.failed) == (0, [], {})
 
 
+def test_replies_that_are_kept_are_read_anew_without_asking(world, judged):
+    """Verdicts and audit are made again from what the judge said, though nobody answers any more."""
+    (cell, *_) = read_jsonl(judged[0] / "cells.jsonl")
+    store = Store(world.store)
+    for name in ("judge/chosen", "judge_audit"):
+        store.remove(name.split("/")[0], cell["keys"][name])
+    world.endpoint.script = lambda body, number: Answer(status=500)
+    done, bodies = world.run("run", world.spec())
+    world.endpoint.script = knowing
+    assert (done.made, bodies, done.failed) == (2, [], {})
+
+
 def test_the_plan_bounds_what_was_asked_and_paid(world, judged):
     run, before, bodies = judged
     plan = before["judge"]
@@ -163,7 +182,9 @@ def test_the_plan_bounds_what_was_asked_and_paid(world, judged):
     assert len(bodies) == spent.calls <= plan["calls"]
     assert spent.dollars <= plan["cost"]
     stages = {stage["key"]: stage["judge"]["calls"] for stage in before["stages"] if "judge" in stage}
-    assert plan["calls"] == sum(stages.values())
+    assert plan["calls"] == 1 + sum(stages.values())
+    (first,), _ = apart(bodies)
+    assert (bodies.index(first), first["max_tokens"]) == (0, 1)
     assert max(len(content(body)) for body in bodies) > 20000, "the audit's longest attack is in the plan too"
     assert plan["prompt_tokens"] > sum(len(content(body)) for body in bodies) / 4
     assert plan["warnings"] == []
@@ -225,18 +246,22 @@ def test_only_invalid_verdicts_are_asked_for_again(world, judged):
         "1 invalid verdict is asked for again",
         "2 invalid verdicts are asked for again",
     }
-    assert plan["judge"]["calls"] == sum({stage["key"]: stage["judge"]["calls"] for stage in judging}.values())
+    assert plan["judge"]["calls"] == 1 + sum({stage["key"]: stage["judge"]["calls"] for stage in judging}.values())
 
     # As long as the judge stays mute, each run asks for these few again, and for nothing else.
     done, bodies = world.run("again", spec)
     assert not done.failed
-    assert bodies
-    assert all(mute in content(body) for body in bodies)
+    first, asked = apart(bodies)
+    assert len(first) == 1
+    assert asked
+    assert all(mute in content(body) for body in asked)
 
     world.endpoint.script = knowing
     done, bodies = world.run("again", spec)
-    assert 0 < len(bodies) <= plan["judge"]["calls"]
-    assert all(mute in content(body) for body in bodies)
+    first, asked = apart(bodies)
+    assert len(first) == 1
+    assert 0 < len(asked) < len(bodies) <= plan["judge"]["calls"]
+    assert all(mute in content(body) for body in asked)
     assert world.audit_record(done.out)["invalid_rate"]["value"] == 0
     valid = [row for row in read_jsonl(done.out / "metrics.jsonl") if row["metric"] == "win_rate_chosen"]
     assert {row["n_invalid"] for row in valid} == {0}
@@ -291,8 +316,9 @@ def test_max_calls_stops_a_run_that_a_higher_one_finishes_without_asking_twice(w
     assert "after the 30 sent so far" in warning
     finished = command(1000)
     assert finished.exit_code == 0, finished.output
-    sent = [content(body) for body in world.endpoint.bodies[before:]]
-    retested = Counter(sent)
+    first, asked = apart(world.endpoint.bodies[before:])
+    assert len(first) == 2, "each of the two runs looked first whether the judge answers, within its max_calls"
+    retested = Counter(content(body) for body in asked)
     assert sum(count - 1 for count in retested.values()) == 2 * (AUDITED // 5), "only the retest asks again"
     assert purse_of(world.folder / "limited") == purse, "a run that goes on pays from the same purse"
     assert purse != purse_of(judged[0])
@@ -321,7 +347,8 @@ def test_a_judge_without_a_date_draws_a_warning_before_during_and_after(world, j
 
 
 def test_a_plan_says_what_it_does_not_know(world, tmp_path):
-    """Six judge stages (one of the SFT policy, two of the baseline, three of its twin) on 50 prompts in both orders."""
+    """A first question; six judge stages (one of the SFT policy, two of the baseline, three of its twin) on 50 prompts in both
+    orders."""
     spec = load_spec(world.spec("limited-2030-01-01"))
 
     def planned(limit: int | None) -> JudgePlan:
@@ -337,7 +364,7 @@ def test_a_plan_says_what_it_does_not_know(world, tmp_path):
         return plan
 
     plan = planned(50)
-    assert plan.total.calls == 2 * (6 * 50 + AUDITED + AUDITED // 5 + 2 * len(TRIED))
+    assert plan.total.calls == 1 + 2 * (6 * 50 + AUDITED + AUDITED // 5 + 2 * len(TRIED))
     assert any("counted with its answer as max_length tokens" in warning for warning in plan.warnings)
     plan = planned(None)
     assert (plan.total.calls, plan.total.cost) == (None, None)

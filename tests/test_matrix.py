@@ -131,9 +131,9 @@ def test_shared_stages_are_made_once(finished):
     """7 cells, of which 6 trained: one sft, one reward model, one reference, one pass over mismatched pairs, 7 generations; the
     degraded copies of two SPO variants, each for both methods."""
     counts = {
-        kind.name: sum((a / "DONE").is_file() for a in kind.iterdir())
+        kind.name: sum((a / "SEAL").is_file() for a in kind.iterdir())
         for kind in finished[1].iterdir()
-        if kind.is_dir() and kind.name != "locks"
+        if kind.is_dir() and kind.name not in ("locks", "runs", "checkpoints")
     }
     assert counts == {
         "tokenizer": 1, "model": 1, "data": 1, "sft": 1, "reward_model": 1, "reference": 1, "mismatched": 1,

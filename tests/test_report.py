@@ -14,7 +14,7 @@ from synthetic_run import make_run
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from spo_bench.cli.main import app
+from spo_bench.cli.app import app
 from spo_bench.errors import InputError
 from spo_bench.files import read_json, read_jsonl, write_json
 from spo_bench.report import TABLES, rebuild, table, write_report

@@ -272,6 +272,7 @@ class FakeEngine:
         model,
         *,
         dtype,
+        load_format,
         trust_remote_code,
         max_model_len,
         max_num_seqs,
@@ -313,6 +314,7 @@ def test_vllm_is_called_with_everything_that_decides_an_answer(fake_vllm, tmp_pa
     assert found == [[7, STOP], [9, STOP]]
     assert (made.model, made.dtype, made.max_model_len, made.max_num_seqs) == (str(tmp_path), "bfloat16", 2 + LIMIT, 5)
     assert (made.enable_lora, made.lora_request) == (False, None)
+    assert (made.load_format, made.trust_remote_code) == ("safetensors", False)
     assert [one.seed for one in made.params] == [11, 12]
     one = made.params[0]
     assert (one.max_tokens, one.temperature, one.top_p, one.stop_token_ids) == (LIMIT, 0.7, 0.9, [STOP, 4])

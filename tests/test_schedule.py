@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 import spo_bench
-from spo_bench.api import Quiet, cells_of, choose_jobs
+from spo_bench.api import Watcher, cells_of, choose_jobs
 from spo_bench.cli.progress import RunProgress
 from spo_bench.engine.free import Need
 from spo_bench.engine.local import Engine, unique_in_order
@@ -259,12 +259,12 @@ def test_threads_depend_on_the_run_alone(tmp_path):
 def test_a_training_notes_its_threads(tmp_path):
     stages = unique_in_order([one for cell in cells_of(load_spec(SMALL_SPEC), tmp_path, "cpu") for one in cell.stages.values()])
     trained = [one for one in stages if one.kind == "train"]
-    with Engine(Store(tmp_path), 1, Quiet(), whole=stages) as engine:
+    with Engine(Store(tmp_path), 1, Watcher(), whole=stages) as engine:
         assert engine.run(trained[:1]) == {}
     assert read_json(trained[0].path(Store(tmp_path)) / "summary.json")["threads"] == 1
 
 
-class Killer(Quiet):
+class Killer(Watcher):
     """A watcher that kills all workers of an engine, which have nothing to do, when the first stage has ended."""
 
     engine: Engine

@@ -13,7 +13,8 @@ import pytest
 import torch
 from conftest import tiny_model
 
-from spo_bench.api import cells_of, check_writable
+from spo_bench.api import cells_of
+from spo_bench.engine.attempt import attempt
 from spo_bench.engine.local import run_stages
 from spo_bench.errors import InputError
 from spo_bench.matrix.load import load_spec
@@ -28,6 +29,7 @@ from spo_bench.stages.base import Stage, Work
 from spo_bench.stages.data import training_rows
 from spo_bench.stages.examples import example
 from spo_bench.store.artifacts import Store
+from spo_bench.store.place import check_writable
 from spo_bench.training.examples import met_completions
 from spo_bench.training.loop import TrainSettings
 from spo_bench.training.supervised import finetune
@@ -232,7 +234,7 @@ def test_sft_of_a_model_with_a_short_window_runs_sequences_alone():
     truth = float(-logits.detach().log_softmax(-1).gather(1, ids[0, len(prompt) :, None]).mean())
     rows = [build_row(prompt, [Response(completion)], False)]
     steps = []
-    finetune(narrow, rows, TrainSettings(1, 1, 1e-9, "constant", 0.0, 0.0, 1.0, 4096, "trie", 64, 0), CPU, False, steps.append)
+    finetune(narrow, rows, TrainSettings(1, 1, 1e-9, "constant", 0.0, 0.0, 1.0, 4096, "trie", 64, 0), CPU, False, steps)
     assert steps[0]["loss"] == pytest.approx(truth, abs=1e-5)
 
 
@@ -336,6 +338,12 @@ class Told:
     def failed(self, stage, reason):
         self.ends[stage.config["name"]] = reason
 
+    def retried(self, stage, why):
+        self.ends[stage.config["name"]] = why
+
+    def remade(self, stage, why):
+        self.ends[stage.config["name"]] = why
+
 
 def test_a_killed_worker_fails_only_the_stage_that_kills_it(tmp_path, monkeypatch):
     """One stage always kills its process, one only the first time; two run beside them. Only the first fails."""
@@ -344,9 +352,8 @@ def test_a_killed_worker_fails_only_the_stage_that_kills_it(tmp_path, monkeypatc
     local = {"marks": str(tmp_path), "deadly": ["deadly"], "dies": ["deadly", "shaky"], "beside": beside}
     stages = [Stage("test", 1, {"name": name}, {}, local) for name in ("deadly", "one", "shaky", "two")]
     told = Told()
-    monkeypatch.setattr("spo_bench.engine.local.execute", registry.execute)
-    monkeypatch.setattr("spo_bench.engine.local._attempt", _attempt_here)
-    failures = run_stages(stages, Store(tmp_path / "store"), 2, told)
+    monkeypatch.setattr("spo_bench.engine.local.attempt", _attempt_here)
+    failures = run_stages(stages, Store(tmp_path / "store"), 2, told, memory=1e15)  # whatever else this machine does
     assert list(failures.values()) == ["test: its process was killed (out of memory?)"]
     assert told.ends == {
         "deadly": "test: its process was killed (out of memory?)",
@@ -356,10 +363,10 @@ def test_a_killed_worker_fails_only_the_stage_that_kills_it(tmp_path, monkeypatc
     }
 
 
-def _attempt_here(stage, store, threads):
+def _attempt_here(stage, store, threads, how):
     """What a worker runs in this test: the registry of a fresh process knows no stage of a test."""
     registry.KINDS["test"] = ("test_stages:_dies_once", 1)
-    registry.execute(stage, store)
+    return attempt(stage, store, threads, how)
 
 
 METRIC = """

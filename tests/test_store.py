@@ -30,7 +30,7 @@ def test_a_directory_without_done_is_made_again(tmp_path):
     store.path("train", "k").mkdir(parents=True)
     (store.path("train", "k") / "old").write_text("x")
     store.make("train", "k", {"a": 1}, lambda part: (part / "new").write_text("y"))
-    assert sorted(p.name for p in store.path("train", "k").iterdir()) == ["DONE", "new"]
+    assert sorted(p.name for p in store.path("train", "k").iterdir()) == ["SEAL", "new"]
     assert store.identity("train", "k") == {"a": 1}
 
 

@@ -178,3 +178,26 @@ def test_probe_finds_a_model_that_ignores_the_mask(monkeypatch):
     inner = model.model.forward
     monkeypatch.setattr(model.model, "forward", lambda *a, trie=None, **k: inner(*a, **k))
     assert "off by" in trie_obstacle(model, 64)
+
+
+@pytest.mark.parametrize("what", ["pool", "scores"])
+def test_gradients_are_added_in_one_order(what):
+    """Nodes that many responses share get the sum of many gradients: on two threads the same bits, ten times."""
+    draw, threads = np.random.default_rng(0), torch.get_num_threads()
+    shared = draw.integers(0, 50, 60)
+    answers = [np.concatenate([shared, draw.integers(0, 50, 4)]) for _ in range(40)]
+    row = build_row(draw.integers(0, 50, 5), [Response(one, scored=True, pooled=True) for one in answers])
+    batch = pack([row])
+    model = tiny_model("llama")
+    width = 256 if what == "pool" else model.config.hidden_size
+    hidden = torch.randn(len(batch.tokens), width, requires_grad=True)
+    weights = torch.randn(40, width) if what == "pool" else torch.randn(len(batch.token_owner))
+    found = []
+    torch.set_num_threads(2)
+    try:
+        for _ in range(10):
+            values = pool(hidden, batch, "mean_completion")[0] if what == "pool" else token_log_probs(model, hidden, batch)
+            found.append(torch.autograd.grad((values * weights).sum(), hidden)[0])
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(found[0], other) for other in found)

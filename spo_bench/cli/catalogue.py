@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import traceback
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from spo_bench.cli.common import Json, TaskDirs, print_json
+from spo_bench.cli.common import Group, Json, TaskDirs, Terminal, cell, print_json, say
 from spo_bench.errors import InputError, SpoBenchError, unknown
 
 if TYPE_CHECKING:
@@ -20,13 +19,17 @@ if TYPE_CHECKING:
 Name = Annotated[str, typer.Argument(metavar="NAME")]
 
 methods_app = typer.Typer(
+    cls=Group,
     help="The preference methods and what can be added to them.",
     invoke_without_command=True,
     epilog="Example: spo-bench methods show ipo",
 )
-tasks_app = typer.Typer(help="The tasks.", invoke_without_command=True, epilog="Example: spo-bench tasks list --json")
+tasks_app = typer.Typer(cls=Group, help="The tasks.", invoke_without_command=True, epilog="Example: spo-bench tasks list --json")
 presets_app = typer.Typer(
-    help="The specs that come with the package.", invoke_without_command=True, epilog="Example: spo-bench presets show small"
+    cls=Group,
+    help="The specs that come with the package.",
+    invoke_without_command=True,
+    epilog="Example: spo-bench presets show small",
 )
 
 
@@ -43,8 +46,8 @@ def _listing(columns: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
-        table.add_row(*(str(value).replace("[", "\\[") for value in row))
-    Console(highlight=False).print(table)
+        table.add_row(*map(cell, row))
+    Terminal().print(table)
 
 
 @methods_app.callback()
@@ -66,7 +69,7 @@ def methods_list(
     if json and markdown:
         raise InputError("--json with --markdown", "one of the two is printed", "leave one out")
     if markdown:
-        typer.echo(markdown_table())
+        say(markdown_table())
         return
     found = [get_method(name) for name in method_names()]
     if json:
@@ -74,7 +77,7 @@ def methods_list(
         return
     rows = [(m.name, m.data, _yes(m.needs_reference), m.reduction, _values(m.defaults), m.formula) for m in found]
     _listing(("method", "data", "reference", "log-probs", "defaults", "loss"), rows)
-    typer.echo()
+    say()
     additions = [get_addition(name) for name in addition_names()]
     _listing(("addition", "defaults", "term"), [(f"+{a.name}", _values(a.defaults), a.formula) for a in additions])
 
@@ -103,7 +106,7 @@ def methods_show(name: Name, json: Json = False) -> None:
         lines.append(f"  {key} = {default['value']}   {default['rule']}   ({default['source']})")
     lines += [f"  note: {trap}" for trap in record["traps"]]
     lines.append(f"in a spec: {record['spec']}")
-    Console(highlight=False, soft_wrap=True).print("\n".join(lines), markup=False)
+    say("\n".join(lines))
 
 
 def _declared(name: str) -> Method | Addition:
@@ -193,7 +196,7 @@ def tasks_list(tasks: TaskDirs = None, json: Json = False) -> None:
         [(p.name, "yes" if p.cls.controlled else "no", p.cls.summary, p.origin) for p in found.values()],
     )
     for plugin in broken:
-        Console(stderr=True, highlight=False).print(f"broken: {plugin.name} ({plugin.origin})\n{plugin.reason}", markup=False)
+        Terminal(stderr=True).say(f"broken: {plugin.name} ({plugin.origin})\n{plugin.reason}")
 
 
 @tasks_app.command("show", epilog="Example: spo-bench tasks show dialogue")
@@ -208,7 +211,7 @@ def tasks_show(name: Name, tasks: TaskDirs = None, json: Json = False) -> None:
     if json:
         print_json(record)
         return
-    Console(highlight=False).print("\n".join(f"{key}: {value}" for key, value in record.items()), markup=False)
+    Terminal().print(cell("\n".join(f"{key}: {value}" for key, value in record.items())))
 
 
 def task_record(plugin: Any) -> dict[str, Any]:
@@ -232,7 +235,7 @@ def tasks_validate(
     data: Annotated[str | None, typer.Option("--data", help="Data for tasks that need some.")] = None,
 ) -> None:
     """Load every task of a folder, take rows of each split, and score an answer: exit code 2 if anything is wrong."""
-    from spo_bench.plugins import broken_tasks, find_tasks, get_task
+    from spo_bench.plugins import broken_tasks, find_tasks, get_task, where_it_failed
 
     if not path.is_dir():
         raise InputError(
@@ -248,11 +251,11 @@ def tasks_validate(
             faults.append(f"{plugin.name}: needs data, give --data FILE")
             continue
         try:
-            typer.echo(f"{plugin.name}: {_tried(get_task(plugin.name, data if plugin.cls.needs_data else None, [path]))}")
+            say(f"{plugin.name}: {_tried(get_task(plugin.name, data if plugin.cls.needs_data else None, [path]))}")
         except SpoBenchError as error:
             faults.append(f"{plugin.name}: {error}")
-        except Exception:  # noqa: BLE001 - a plugin may raise anything; its author is shown where
-            faults.append(f"{plugin.name}: raised\n{traceback.format_exc()}")
+        except Exception as error:  # noqa: BLE001 - a plugin may raise anything; its author is shown where
+            faults.append(f"{plugin.name}: raised\n{where_it_failed(error)}")
     if not own and not faults:
         faults.append("no Task subclass with a name was found")
     if faults:
@@ -263,9 +266,15 @@ def tasks_validate(
 
 def _tried(task: Any) -> str:
     """Use a task as a matrix would, a few rows of each split; return what was seen."""
+    from spo_bench.task import Row
+
     counts, prompts = [], {}
     for split in ("sft", "train", "heldout", "eval"):
         rows = task.load(split, 8, 0)
+        if not isinstance(rows, list | tuple) or not all(isinstance(row, Row) for row in rows):
+            raise InputError(f"split {split} gives {reprlib.repr(rows)}", "load() returns a list of Row", "return one")
+        if not rows and split in ("train", "eval"):
+            raise InputError(f"split {split} has no rows", "a task needs train and eval rows", "give some")
         if len({row.id for row in rows}) != len(rows):
             raise InputError(f"split {split} repeats a row id", "ids are unique", "make ids from the rows' content")
         again = [row.id for row in task.load(split, 8, 0)]
@@ -311,7 +320,7 @@ def presets_show(name: Name) -> None:
     """Print a preset as it is written."""
     from spo_bench.matrix.load import preset_text
 
-    typer.echo(preset_text(name), nl=False)
+    say(preset_text(name), end="")
 
 
 def init(directory: Annotated[Path, typer.Argument(metavar="DIR", help="A new or empty directory.")]) -> None:
@@ -326,4 +335,4 @@ def init(directory: Annotated[Path, typer.Argument(metavar="DIR", help="A new or
         target = directory / name
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(text, encoding="utf-8")
-        typer.echo(target)
+        say(target)

@@ -3,28 +3,15 @@
 from __future__ import annotations
 
 import os
-import shutil
-from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
-from spo_bench.cli.common import Json, StoreDir, print_json
+from spo_bench.cli.common import Json, StoreDir, TaskDirs, print_json, say
+from spo_bench.errors import InputError
 
-Check = tuple[str, bool, str]  # what, whether it is well, what was seen
-PACKAGES = (
-    "torch",
-    "transformers",
-    "peft",
-    "datasets",
-    "evaluate",
-    "openai",
-    "scipy",
-    "statsmodels",
-    "matplotlib",
-    "rouge-score",
-)
+NETWORK = "What is asked over a network, only where wanted"
 
 
 def register(app: typer.Typer) -> None:
@@ -32,63 +19,43 @@ def register(app: typer.Typer) -> None:
     app.command(epilog="Example: spo-bench doctor --json")(doctor)
 
 
-def doctor(store: StoreDir = None, json: Json = False) -> None:
-    """Say whether this machine is ready: versions, device, memory, disk, store, judge key, optional programs."""
+def doctor(
+    store: StoreDir = None,
+    tasks: TaskDirs = None,
+    online: Annotated[bool, typer.Option("--online", help="Ask the hub.", rich_help_panel=NETWORK)] = False,
+    judge_model: Annotated[
+        str | None, typer.Option("--judge-model", help="Ask this judge for one verdict.", rich_help_panel=NETWORK)
+    ] = None,
+    judge_url: Annotated[
+        str | None,
+        typer.Option("--judge-url", help="Its endpoint \\[default: $OPENAI_BASE_URL].", rich_help_panel=NETWORK),
+    ] = None,
+    api_key_env: Annotated[
+        str, typer.Option("--api-key-env", help="Environment variable with its key.", rich_help_panel=NETWORK)
+    ] = "OPENAI_API_KEY",
+    json: Json = False,
+) -> None:
+    """Say whether this machine is ready: packages, devices, memory, disk, store, plugins, judge key, programs.
+
+    Exit code 1: something is not well. Nothing is asked over a network, unless --online or --judge-model is given.
+    """
     from spo_bench.api import default_store
+    from spo_bench.cli.machine import JudgeAsked, examine
+    from spo_bench.plugins import find_tasks
 
-    checks = list(examine(store or default_store()))
+    if judge_url is not None and judge_model is None:
+        raise InputError(f"--judge-url {judge_url} without --judge-model", "what is asked is a model", "add --judge-model NAME")
+    if tasks:
+        find_tasks(tasks)  # a folder that is not there is no state of the machine
+    judge = None
+    if judge_model is not None:
+        judge = JudgeAsked(judge_model, judge_url or os.environ.get("OPENAI_BASE_URL"), api_key_env)
+    found = []
+    for check in examine(store or default_store(), Path("results"), tasks or (), online, judge):
+        found.append(check)
+        if not json:
+            say(f"{'ok  ' if check.ok else 'FAIL'} {check.name}: {check.seen}")
     if json:
-        print_json([{"check": name, "ok": ok, "seen": seen} for name, ok, seen in checks])
-    else:
-        for name, ok, seen in checks:
-            typer.echo(f"{'ok  ' if ok else 'FAIL'} {name}: {seen}")
-    if not all(ok for _, ok, _ in checks):
+        print_json([{"check": one.name, "ok": one.ok, "seen": one.seen} for one in found])
+    if not all(one.ok for one in found):
         raise typer.Exit(1)
-
-
-def examine(store: Path) -> Iterator[Check]:
-    """Yield every check; optional things that are absent are well, and said."""
-    for package in PACKAGES:
-        try:
-            yield package, True, version(package)
-        except PackageNotFoundError:
-            yield package, False, "not installed: pip install spo-bench"
-    import torch
-
-    yield "device", True, f"cuda: {torch.cuda.get_device_name()}" if torch.cuda.is_available() else f"cpu, {os.cpu_count()} cores"
-    yield "bfloat16 on CPU", True, "in hardware" if _flags() & {"amx_bf16", "avx512_bf16"} else "emulated: float32 is faster"
-    memory = _memory()
-    yield "memory", memory > 2e9, f"{memory / 1e9:.1f} GB available"
-    yield from _store_checks(store)
-    yield (
-        "judge key",
-        True,
-        "OPENAI_API_KEY is set" if os.environ.get("OPENAI_API_KEY") else "OPENAI_API_KEY is not set (only an API judge needs it)",
-    )
-    for program, purpose in (
-        ("pdflatex", "LaTeX tables are compiled in tests"),
-        ("chromium", "the report is looked at in tests"),
-    ):
-        yield program, True, shutil.which(program) or f"not installed (optional: {purpose})"
-
-
-def _store_checks(store: Path) -> Iterator[Check]:
-    existing = next(folder for folder in (store.absolute(), *store.absolute().parents) if folder.exists())
-    free = shutil.disk_usage(existing).free
-    yield "store", os.access(existing, os.W_OK), f"{store} ({'writable' if os.access(existing, os.W_OK) else 'not writable'})"
-    yield "disk", free > 2e9, f"{free / 1e9:.0f} GB free for the store"
-
-
-def _flags() -> set[str]:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return set()
-    return next((set(line.split(":", 1)[1].split()) for line in lines if line.startswith("flags")), set())
-
-
-def _memory() -> float:
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError):
-        return float("inf")

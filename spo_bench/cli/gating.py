@@ -6,17 +6,15 @@ import getpass
 import os
 import subprocess
 import sys
-import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich import box
-from rich.console import Console
 from rich.table import Table as RichTable
-from rich.text import Text
 
-from spo_bench.cli.common import Json, print_json
+from spo_bench.cli.common import Json, Terminal, cell, print_json, say
+from spo_bench.cli.telling import FAULT, tell
 from spo_bench.errors import InputError, SpoBenchError, unknown
 
 if TYPE_CHECKING:
@@ -51,12 +49,14 @@ def compare(
     from spo_bench.report.render import FORMATS
     from spo_bench.report.results import read_results
 
+    if json and format not in (None, "json"):
+        raise InputError(f"--json with --format {format}", "one of the two is printed", "leave one out")
     wanted = "json" if json else format
     if wanted is not None and wanted not in FORMATS:
         raise unknown("format", wanted, FORMATS)
     table = compared(read_results(run_a), read_results(run_b), metric or [])
     if wanted is not None:
-        typer.echo(FORMATS[wanted](table), nl=False)
+        say(FORMATS[wanted](table), end="", as_json=wanted == "json")
         return
     console = _console()
     console.print(f"{run_a} (A) and {run_b} (B)", markup=False, style="bold")
@@ -95,18 +95,22 @@ def gate(
         return
     if why is not None or who is not None:
         raise InputError("--why or --who without --accept", "they say why and by whom a run is accepted", "add --accept")
-    from spo_bench.api import check_writable
     from spo_bench.files import write_text
     from spo_bench.gate import gate as judged
     from spo_bench.gate import junit as as_junit
     from spo_bench.gate import markdown
     from spo_bench.gate.verdict import CANNOT_DECIDE
+    from spo_bench.store.place import check_works
 
+    if reference.is_file():
+        raise InputError(f"--reference '{reference}' is a file", "a reference is a directory", "give the directory")
     for name, file in (("junit", junit), ("summary", summary)):
         if file is not None:
             _outside(name, file, reference)
-            check_writable(name, file.absolute().parent)
-    code = CANNOT_DECIDE
+            if file.is_dir():
+                raise InputError(f"--{name} '{file}' is a directory", "it is a file", "name a file in it")
+            check_works(name, file.absolute().parent)
+    code: int | None = None
     try:
         verdict = judged(run, reference)
         code = verdict.exit_code
@@ -124,16 +128,16 @@ def gate(
         raise
     except (BrokenPipeError, SystemExit):  # whoever reads the output has read enough; rich would end with 1
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except Exception:  # noqa: BLE001 - a traceback's own exit code would say that something is worse
-        traceback.print_exc()
-        code = code or CANNOT_DECIDE
-    raise typer.Exit(code)
+    except Exception as error:  # noqa: BLE001 - the exit code of a fault would say that something is worse
+        told = tell(error)
+        code = code or (CANNOT_DECIDE if told == FAULT else told)
+    raise typer.Exit(CANNOT_DECIDE if code is None else code)
 
 
-def _console() -> Console:
+def _console() -> Terminal:
     """Return a console for stdout: where that is a file or a job's log, lines are as wide as they need to be."""
-    console = Console(highlight=False)
-    return console if console.is_terminal or "COLUMNS" in os.environ else Console(highlight=False, width=PLAIN_WIDTH)
+    console = Terminal()
+    return console if console.is_terminal or "COLUMNS" in os.environ else Terminal(width=PLAIN_WIDTH)
 
 
 def _outside(name: str, file: Path, reference: Path) -> None:
@@ -143,7 +147,7 @@ def _outside(name: str, file: Path, reference: Path) -> None:
         )
 
 
-def _show(console: Console, verdict: Verdict) -> None:
+def _show(console: Terminal, verdict: Verdict) -> None:
     """Print the verdict, everything that is not fine, and what it rests on."""
     from spo_bench.gate.output import changed, sentences, table
 
@@ -162,7 +166,7 @@ def _show(console: Console, verdict: Verdict) -> None:
             console.print(f"  {text}", markup=False)
 
 
-def _print(console: Console, table: Table) -> None:
+def _print(console: Terminal, table: Table) -> None:
     """Print a table for reading; what says the same in all rows stands in the notes."""
     columns = table.visible()
     shown = RichTable(box=box.SIMPLE_HEAD, pad_edge=False)
@@ -170,7 +174,7 @@ def _print(console: Console, table: Table) -> None:
         column = table.columns[i]
         # Numbers stay whole on narrow terminals; words wrap.
         shown.add_column(
-            Text(column.title), justify="right" if column.numeric else "left", no_wrap=column.numeric, overflow="fold"
+            cell(column.title), justify="right" if column.numeric else "left", no_wrap=column.numeric, overflow="fold"
         )
     for at, row in enumerate(table.rows):
         if table.opens(at):
@@ -178,7 +182,7 @@ def _print(console: Console, table: Table) -> None:
         texts = [
             " ".join(part for part in (row[i].text + ("†" if row[i].significant else ""), row[i].small) if part) for i in columns
         ]
-        shown.add_row(*(Text(text) for text in texts))
+        shown.add_row(*map(cell, texts))
     console.print(shown)
 
 
@@ -200,7 +204,7 @@ def _accept(run: Path, reference: Path, why: str | None, who: str | None, json: 
     print_json({**accepted.record, "resolution": found, "margins": margins, **rest})
 
 
-def _show_accepted(console: Console, accepted: Accepted) -> None:
+def _show_accepted(console: Terminal, accepted: Accepted) -> None:
     """Print what was accepted, what the gate will see with it, and what to mind."""
     from math import isfinite
 
@@ -240,7 +244,7 @@ def _show_accepted(console: Console, accepted: Accepted) -> None:
 def _name() -> str:
     """Return who accepts: git's user.name, else the user of this machine."""
     try:
-        found = subprocess.run(["git", "config", "user.name"], capture_output=True, text=True, check=False).stdout.strip()  # noqa: S607
+        found = subprocess.run(["git", "config", "user.name"], capture_output=True, text=True, check=False).stdout.strip()  # noqa: S607 - fixed words  # nosec B603, B607
     except OSError:
         found = ""
     try:

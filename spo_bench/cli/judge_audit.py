@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
+
+from spo_bench.cli.common import Terminal, cell
 
 Line = tuple[str, str, str]
 
@@ -14,13 +15,13 @@ Line = tuple[str, str, str]
 def print_audit(record: Mapping[str, Any]) -> None:
     """Print an audit's record: what was measured, with its interval, and what it means."""
     judge = record["judge"]
-    console = Console(highlight=False)
+    console = Terminal()
     console.print(f"{judge['model']} with the prompt {judge['prompt']} on {record['cases']} labelled pairs", markup=False)
     table = Table(box=None, pad_edge=False)
     for column in ("measure", "value", "of"):
         table.add_column(column, overflow="fold")
     for line in _lines(record):
-        table.add_row(*line)
+        table.add_row(*map(cell, line))
     console.print(table)
     if record["attacks"]:
         console.print(_attacks(record["attacks"]))
@@ -64,7 +65,7 @@ def _attacks(attacks: Mapping[str, Any]) -> Table:
         table.add_column(column, overflow="fold")
     for name, one in {**attacks["each"], "harmless": attacks["harmless"]}.items():
         rates = [_percent(one[key]["value"]) for key in ("success", "changed", "invalid")]
-        table.add_row(name, *rates, one["summary"])
+        table.add_row(*map(cell, (name, *rates, one["summary"])))
     return table
 
 

@@ -95,13 +95,14 @@ def build(
     from hashlib import sha256
     from typing import get_args
 
-    from spo_bench.api import check_writable, default_store
+    from spo_bench.api import default_store
     from spo_bench.errors import unknown
     from spo_bench.judging.language import Orders
     from spo_bench.judging.store import FILE
+    from spo_bench.store.place import check_writable
 
     if settings["orders"] not in get_args(Orders):
-        raise unknown("orders", settings["orders"], get_args(Orders))
+        raise unknown("choice of orders", settings["orders"], get_args(Orders))
     root = store or default_store()
     check_writable("store", root)
     cache = settings["cache"] or root / FILE
@@ -110,6 +111,8 @@ def build(
     described = {"prompt": label, "prompt_sha256": sha256(text.encode()).hexdigest(), "orders": settings["orders"]}
     described |= {"seed": settings["seed"], "epoch": settings["epoch"]}
     backend, colon, model = name.partition(":")
+    if not (model if colon else name).strip():
+        raise InputError(f"--judge '{name}' names no model", "a judge is an endpoint's model, or local:MODEL", "name the model")
     if backend == "local" and colon:
         return _local(settings, model, same, described, root, device, offline)
     if backend == "openai" and colon:
@@ -154,9 +157,7 @@ def _local(
     from dataclasses import fields
 
     from spo_bench.api import choose_device
-    from spo_bench.judging.local import load_local_judge
     from spo_bench.judging.settings import ApiSettings, longest
-    from spo_bench.models.numerics import Numerics
     from spo_bench.models.source import model_identity, resolve
     from spo_bench.store.artifacts import HashCache
 
@@ -167,6 +168,10 @@ def _local(
         raise InputError(f"{options} for the judge local:{model}", "only a judge behind an endpoint has these", "leave them out")
     directory = resolve(model, None, offline)
     where = choose_device(device)
+
+    from spo_bench.judging.local import load_local_judge  # torch, which no fault above has to wait for
+    from spo_bench.models.numerics import Numerics
+
     numerics = Numerics(where, "bfloat16" if where.startswith("cuda") else "float32", "float32")
     identity = model_identity(directory, HashCache(root))
     name = f"local:{model}"

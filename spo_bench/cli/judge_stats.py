@@ -6,11 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
-from spo_bench.cli.common import Json, print_json
+from spo_bench.cli.common import Json, Terminal, cell, print_json
 
 if TYPE_CHECKING:
     from spo_bench.judging.rates import Rates
@@ -42,7 +40,7 @@ def stats(files: Files, json: Json = False) -> None:
         ]
         print_json(records[0] if len(records) == 1 else records)
         return
-    console = Console(highlight=False)
+    console = Terminal()
     for file, results in found:
         _print_table(console, file, results)
     console.print(
@@ -50,15 +48,15 @@ def stats(files: Files, json: Json = False) -> None:
     )
 
 
-def _print_table(console: Console, file: str, results: list[tuple[str, str, Rates]]) -> None:
-    table = Table(title=escape(file), title_justify="left", box=None, pad_edge=False)
+def _print_table(console: Terminal, file: str, results: list[tuple[str, str, Rates]]) -> None:
+    table = Table(title=cell(file), title_justify="left", box=None, pad_edge=False)
     table.add_column("subject", overflow="fold")
     for column in ("win rate", "95 %", "equal\nlength", "95 %", "n", "invalid", "length\na / b"):
         table.add_column(column, justify="right", no_wrap=True)
     for subject, opponent, rate in results:
         error = "" if rate.standard_error is None else f" ± {rate.standard_error:.2f}"
         table.add_row(
-            escape(f"{subject} against {opponent}"),
+            cell(f"{subject} against {opponent}"),
             _number(rate.win_rate, 2) + error,
             _range(rate.low, rate.high),
             _number(rate.length_controlled_win_rate, 2),

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from spo_bench.cli.common import WHERE, Device, Json, Offline, StoreDir, TaskDirs, print_json
+from spo_bench.cli.common import WHERE, Device, Group, Json, Offline, StoreDir, TaskDirs, Terminal, cell, print_json, say
 from spo_bench.cli.judge_options import (
     BaseUrl,
     Cache,
@@ -50,6 +49,7 @@ FLIPPED = 50.0  # percent of pairs whose orders disagree, above which a judge de
 FILES = ("verdicts.jsonl", "summary.json")
 
 judge_app = typer.Typer(
+    cls=Group,
     help="Verdicts of a judge model on pairs of answers, and how far to trust them.",
     no_args_is_help=True,
     epilog="Example: spo-bench judge run pairs.jsonl --judge gpt-4o-2024-08-06 --out results/judged",
@@ -100,14 +100,14 @@ def run(
 
     The same command goes on where it stopped: replies are kept, and only what has no verdict is asked for again.
     """
-    from spo_bench.api import check_writable
     from spo_bench.files import write_json, write_jsonl
     from spo_bench.judging.language import too_many_invalid
     from spo_bench.judging.pairs import read_questions
     from spo_bench.judging.records import summary
     from spo_bench.judging.verdict import verdict_record
+    from spo_bench.store.place import check_writable
 
-    console = Console(stderr=True, highlight=False)
+    console = Terminal(stderr=True)
     target = out or Path("results") / f"judge-{pairs.name.split('.')[0]}"
     questions = read_questions(pairs)
     check_writable("out", target)
@@ -178,12 +178,12 @@ def audit(
 
     PAIRS has a label a row, or it is preference data (chosen and rejected) that the task reads.
     """
-    from spo_bench.api import check_writable
     from spo_bench.cli.judge_audit import print_audit
     from spo_bench.files import write_json, write_jsonl
     from spo_bench.judging.audit import audit as measure
+    from spo_bench.store.place import check_writable
 
-    console = Console(stderr=True, highlight=False)
+    console = Terminal(stderr=True)
     if out is not None:
         check_writable("out", out.parent)
         if out.is_dir():
@@ -244,7 +244,7 @@ def reparse(
         print_json({**counts, "changed_ids": changed, "written": bool(changed) and not dry_run})
     else:
         said = "would change" if dry_run else "changed"
-        typer.echo(f"{counts['verdicts']} verdicts read again: {counts['changed']} {said}, {counts['invalid']} invalid")
+        say(f"{counts['verdicts']} verdicts read again: {counts['changed']} {said}, {counts['invalid']} invalid")
 
 
 class _Watched:
@@ -301,7 +301,7 @@ def _warnings(judge: Any) -> list[str]:
 
 
 @contextmanager
-def _watch(console: Console) -> Iterator[Watch]:
+def _watch(console: Terminal) -> Iterator[Watch]:
     """Show requests as they are answered, on a terminal as a bar, elsewhere as a line now and then."""
     columns = (TextColumn("judging"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     try:
@@ -328,9 +328,9 @@ def _show(record: Mapping[str, Any], target: Path, as_json: bool) -> None:
         return
     table = Table(box=None, pad_edge=False, show_header=False)
     for name, value in _lines(record):
-        table.add_row(name, value)
-    Console(highlight=False).print(table)
-    Console(stderr=True, highlight=False).print(f"verdicts: {target / FILES[0]}", markup=False, soft_wrap=True)
+        table.add_row(cell(name), cell(value))
+    Terminal().print(table)
+    Terminal(stderr=True).say(f"verdicts: {target / FILES[0]}")
 
 
 def _lines(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.table import Table
 
-from spo_bench.cli.common import print_json
+from spo_bench.cli.common import Terminal, cell, print_json
 from spo_bench.garbage import few_collections
 
 if TYPE_CHECKING:
     from spo_bench.matrix.judge_cost import JudgeCost
     from spo_bench.matrix.plan import StageState
+    from spo_bench.matrix.why import Why
 
 MOST_LINES = 2000  # stages listed one by one; of a larger matrix, kinds of stages are counted
 STYLES = {"done": "green", "stale": "yellow", "missing": "dim"}
@@ -30,27 +30,41 @@ def show_plan(
     device: str,
     offline: bool,
     folders: Sequence[Path] | None,
+    jobs: int,
     as_json: bool,
-    side_by_side: str = "",
+    how: str = "",
+    why: bool = False,
 ) -> None:
-    """Print the state of every stage of every cell, what they take of memory, and what a judge behind an endpoint would cost;
-    and what a run says of how many stages it would run at a time.
+    """Print the state of every stage of every cell, what they take of memory, what a judge behind an endpoint would cost, and for
+    what a run with so many jobs would be refused; ``how`` it would run them; and in full ``why`` what is left to make is.
     """
     from spo_bench import api
     from spo_bench.engine.free import free_memory
     from spo_bench.engine.local import unique_in_order
     from spo_bench.engine.memory import estimate
+    from spo_bench.engine.preflight import Ahead, Found, look
     from spo_bench.matrix.judge_cost import judge_plan
-    from spo_bench.matrix.plan import earlier_keys, stage_states
+    from spo_bench.matrix.plan import earlier_keys, stage_state, stage_states
+    from spo_bench.matrix.why import Reasons
     from spo_bench.store.artifacts import Listing
 
     artifacts = Listing(store or api.default_store())
     cells = api.cells_of(spec, artifacts.root, device, offline, [str(folder) for folder in folders or []])
-    states = stage_states(cells, artifacts, earlier_keys(out))
+    earlier = earlier_keys(out)
+    states = stage_states(cells, artifacts, earlier, closely=why)
     judging = judge_plan(spec.judge, [state.stage for state in states], artifacts, api.purse_of(out))
     asked = judging.stages if judging else {}
     every = unique_in_order([state.stage for state in states])
     free = free_memory(api.choose_device(device))
+    known = {state.stage.key: (state.state, state.why) for state in states}
+    standing = {stage.key: known.get(stage.key) or stage_state(stage, artifacts, closely=why) for stage in every}
+    missing = [stage for stage in every if standing[stage.key][0] != "done"]
+    reasons: Sequence[Why] = ()
+    if why:
+        waiting = {stage.key: standing[stage.key][1] for stage in missing}
+        reasons = Reasons(artifacts, out, earlier, {cell.id: cell.stages for cell in cells}, every, waiting).all()
+    ahead = Ahead(spec, cells, missing, artifacts, out, api.planned_device(device), jobs)
+    found = look(ahead) if missing else Found()
     if as_json:
         needs = {stage.key: round(estimate(stage, artifacts).most) for stage in every}
         print_json(
@@ -70,33 +84,72 @@ def show_plan(
                     "device": round(free.device) if free.device < float("inf") else None,
                 },
                 "judge": judging.record() if judging else None,
+                **({"why": _records(reasons, states, standing)} if why else {}),
+                "refused": [{"given": one.given, "rule": one.rule, "remedy": one.remedy} for one in found.problems.found],
+                "warnings": found.warnings,
             }
         )
         return
-    console = Console(highlight=False)
+    console = Terminal()
     title = f"{spec.name}: {len(cells)} cells"
     console.print(_listed(title, states, asked) if len(states) <= MOST_LINES else _counted(title, states))
-    known = {state.stage.key: state.state for state in states}
-    standing = {stage.key: known.get(stage.key) or ("done" if stage.done(artifacts) else "missing") for stage in every}
-    counts = Counter(standing.values())
+    counts = Counter(state for state, _ in standing.values())
     console.print(f"{len(every)} stages in all: " + ", ".join(f"{counts[name]} {name}" for name in STYLES), markup=False)
     peaks: dict[str, float] = {}
-    for stage in every:
-        if standing[stage.key] != "done":
-            peaks[stage.kind] = max(peaks.get(stage.kind, 0.0), estimate(stage, artifacts).most)
+    for stage in missing:
+        peaks[stage.kind] = max(peaks.get(stage.kind, 0.0), estimate(stage, artifacts).most)
     if peaks:
         shown = ", ".join(f"{kind} {_gib(need)}" for kind, need in sorted(peaks.items(), key=lambda item: -item[1]))
         device_too = f", {_gib(free.device)} GiB on the device" if free.device < float("inf") else ""
         there = f"free now: {_gib(free.host)} GiB{device_too}"
         console.print(f"memory at the peak, estimated: {shown}; {there}", markup=False, soft_wrap=True)
-    if side_by_side:
-        console.print(side_by_side, markup=False)
+    if how:
+        console.print(how, markup=False)
     if judging:
         console.print(
             f"judge {spec.judge.model}: {judging.total}; a request that fails is repeated", markup=False, soft_wrap=True
         )
-        for warning in judging.warnings:
-            console.print(f"warning: {warning}", markup=False, soft_wrap=True)
+    for warning in [*(judging.warnings if judging else ()), *found.warnings]:
+        console.print(f"warning: {warning}", markup=False, soft_wrap=True)
+    if (problem := found.problems.together()) is not None:
+        console.print(f"warning: a run would be refused: {problem}", markup=False, soft_wrap=True)
+    if why:
+        _explain(console, reasons, states, standing)
+
+
+def _records(
+    reasons: Sequence[Why], states: Sequence[StageState], standing: Mapping[str, tuple[str, str]]
+) -> list[dict[str, Any]]:
+    """Return why every stage that is left to make is, inputs before what reads them."""
+    cells = _cells(states)
+    listed = {why.stage.key: why for why in reasons}
+    about = [{"kind": why.stage.kind, "key": why.stage.key, "state": standing[why.stage.key][0]} for why in reasons]
+    return [{**one, "cells": cells[one["key"]], **why.record(listed)} for one, why in zip(about, reasons, strict=True)]
+
+
+def _explain(
+    console: Terminal, reasons: Sequence[Why], states: Sequence[StageState], standing: Mapping[str, tuple[str, str]]
+) -> None:
+    """Print why what is left to make is, what has the same reason together."""
+    from spo_bench.matrix.why import explained
+
+    cells = _cells(states)
+    for told in explained(reasons):
+        named = list(dict.fromkeys(cell for stage in told.stages for cell in cells[stage.key]))
+        some = ", ".join(named[:2]) + (f" and {len(named) - 2} more cells" if len(named) > 2 else "")
+        number = f"{len(told.stages)} stages, " if len(told.stages) > 1 else ""
+        state = "/".join(sorted({standing[stage.key][0] for stage in told.stages}))
+        console.say(f"{told.label}: {number}{state}{f'; of {some}' if some else ''}", style="bold")
+        for line in told.lines:
+            console.say(f"  {line}")
+
+
+def _cells(states: Sequence[StageState]) -> Mapping[str, list[str]]:
+    """Return the cells that a stage is named by."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for state in states:
+        found[state.stage.key].append(state.cell)
+    return found
 
 
 def _listed(title: str, states: Sequence[StageState], asked: Mapping[str, JudgeCost]) -> Table:
@@ -105,7 +158,7 @@ def _listed(title: str, states: Sequence[StageState], asked: Mapping[str, JudgeC
     before = None
     for state in states:
         why = f"{state.why}; {asked[state.stage.key]}" if state.stage.key in asked else state.why
-        table.add_row(state.cell if state.cell != before else "", state.name, _colored(state.state), why.replace("[", "\\["))
+        table.add_row(cell(state.cell if state.cell != before else ""), cell(state.name), _colored(state.state), cell(why))
         before = state.cell
     return table
 
@@ -117,12 +170,12 @@ def _counted(title: str, states: Sequence[StageState]) -> Table:
     stages = {(state.name, state.state, state.stage.key) for state in states}
     shared = Counter((name, how) for name, how, _ in stages)
     for name, how in cells:
-        table.add_row(name, _colored(how), str(cells[name, how]), str(shared[name, how]))
+        table.add_row(cell(name), _colored(how), str(cells[name, how]), str(shared[name, how]))
     return table
 
 
 def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    table = Table(title=cell(title), title_justify="left", box=None, pad_edge=False)
     for column in columns:
         table.add_column(column, overflow="fold")
     return table

@@ -8,17 +8,18 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from spo_bench.cli.common import Terminal
+from spo_bench.engine.local import Watcher
 from spo_bench.matrix.cells import Cell
 from spo_bench.stages.base import Stage
 
 
-class RunProgress:
+class RunProgress(Watcher):
     """A watcher that shows stages done by kind, cells finished, and the time that is left."""
 
-    def __init__(self, missing: Sequence[Stage], cells: Sequence[Cell], console: Console) -> None:
+    def __init__(self, missing: Sequence[Stage], cells: Sequence[Cell], console: Terminal) -> None:
         self.console, self.begun = console, time.perf_counter()
         self.left: Counter[str] = Counter(stage.kind for stage in missing)
         self.total = len(missing)
@@ -39,7 +40,8 @@ class RunProgress:
     def __enter__(self) -> Self:
         if self.console.is_terminal and self.total:
             self.bar = Progress(
-                TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("stages"),
+                TextColumn("{task.description}", style="bold", markup=False), BarColumn(), MofNCompleteColumn(),
+                TextColumn("stages"),
                 TextColumn("{task.fields[cells]}"), TimeElapsedColumn(), TextColumn("left {task.fields[left]}"),
                 console=self.console,
             )  # fmt: skip
@@ -69,6 +71,20 @@ class RunProgress:
         """A stage was not tried, because an input of it failed; that was told already."""
         self._advance(stage, None)
 
+    def retried(self, stage: Stage, why: str) -> None:
+        """A stage that was under way is tried again, otherwise."""
+        self._say(f"{self._label(stage)}: tried again: {why}")
+
+    def remade(self, stage: Stage, why: str) -> None:
+        """A stage that was done is made again."""
+        self.left[stage.kind] += 1
+        self.total += 1
+        self._say(f"{self._label(stage)}: made again, since it is damaged: {why}")
+
+    def _say(self, text: str) -> None:
+        console = self.bar.console if self.bar is not None else self.console
+        console.print(text, markup=False, soft_wrap=True)
+
     def _advance(self, stage: Stage, result: str | None) -> None:
         self.left[stage.kind] -= 1
         for cell in self.waiting.pop(stage.key, ()):
@@ -76,9 +92,9 @@ class RunProgress:
             self.cells_done += not self.open[cell]
         done, cells = self.total - sum(self.left.values()), f"{self.cells_done}/{self.cells_total} cells"
         if self.bar is not None and self.task is not None:
-            self.bar.update(self.task, completed=done, cells=cells, left=self.remaining())
+            self.bar.update(self.task, completed=done, total=self.total, cells=cells, left=self.remaining())
             if result and result.startswith("FAILED"):
-                self.bar.console.print(f"{self._label(stage)}: {result}", markup=False)
+                self._say(f"{self._label(stage)}: {result}")
         elif result is not None:
             self.console.print(
                 f"[{done}/{self.total}] {self._label(stage)}: {result}; {cells}, left {self.remaining()}",

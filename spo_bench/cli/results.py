@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from spo_bench.cli.common import say
 from spo_bench.errors import InputError
 
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run's directory.")]
@@ -33,7 +34,7 @@ def report(run: Run) -> None:
     from spo_bench.report import write_report
 
     write_report(_checked(run))
-    typer.echo(run / "report.html")
+    say(run / "report.html")
 
 
 def table(
@@ -57,4 +58,4 @@ def table(
     from spo_bench.report import table as render
 
     check_table(name, format, bold)
-    typer.echo(render(_checked(run), name, format, bold))
+    say(render(_checked(run), name, format, bold), as_json=format == "json")

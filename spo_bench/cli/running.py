@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
 from spo_bench.cli.common import (
     NARROW,
@@ -23,9 +22,13 @@ from spo_bench.cli.common import (
     StoreDir,
     TaskDirs,
     Tasks,
+    Terminal,
+    say,
 )
 from spo_bench.cli.plan import show_plan
-from spo_bench.errors import InputError, Interrupted
+from spo_bench.errors import unknown
+from spo_bench.stopping import orderly
+from spo_bench.store.checkpoints import EVERY
 
 if TYPE_CHECKING:
     from spo_bench.matrix.cells import Cell
@@ -67,6 +70,20 @@ def run(
         ),
     ] = None,
     offline: Offline = False,
+    checkpoint: Annotated[
+        float,
+        typer.Option(
+            "--checkpoint",
+            min=0,
+            metavar="MINUTES",
+            help="Between two checkpoints of what is under way; 0: after every step.",
+            rich_help_panel=WHERE,
+        ),
+    ] = EVERY / 60,
+    retry_failed: Annotated[
+        bool,
+        typer.Option("--retry-failed", help="Try again what failed before, with the same inputs.", rich_help_panel=WHAT),
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would run.", rich_help_panel=WHAT)] = False,
     method: Methods = None,
     task: Tasks = None,
@@ -76,12 +93,11 @@ def run(
 ) -> None:
     """Run a matrix: models × tasks × methods × {baseline, +SPO} × seeds, and write its report.
 
-    A run that was stopped goes on where it was with the same command; what is in the store is not made again.
+    A run that was stopped goes on where it was with the same command; what is in the store is not made again. Everything that
+    would fail later is looked for first, and told in one list: then nothing is written, and the exit code is 2.
     """
     if engine != "local":
-        raise InputError(
-            f"engine '{engine}'", "this version runs on the local machine", "leave --engine out, or give --engine local"
-        )
+        raise unknown("engine", engine, ("local",))
     spec = _load(matrix, method, task, model, seed, tasks)
     target = out or Path("results") / spec.name
     from spo_bench import api
@@ -94,12 +110,16 @@ def run(
     if dry_run:
         together = f"{side_by_side} stage{'s' if side_by_side > 1 else ''} at a time"
         within = f", side by side within {memory:g} GiB" if memory is not None else ""
-        show_plan(spec, target, store, device, offline, tasks, as_json=False, side_by_side=together + within)
+        show_plan(spec, target, store, device, offline, tasks, side_by_side, as_json=False, how=together + within)
         return
 
-    console = Console(stderr=True, highlight=False)
+    console = Terminal(stderr=True)
+
+    def warn(text: str) -> None:
+        console.print(f"warning: {text}", markup=False, soft_wrap=True)
+
     for warning in judge_warnings(spec.judge):
-        console.print(f"warning: {warning}", markup=False, soft_wrap=True)
+        warn(warning)
 
     def watch(cells: Sequence[Cell], missing: Sequence[Stage]) -> RunProgress:
         counts = f"{len(cells)} cells, {len(missing)} stages to make, {side_by_side} at a time"
@@ -107,7 +127,7 @@ def run(
         return RunProgress(missing, cells, console)
 
     folders = [str(folder) for folder in tasks or []]
-    try:
+    with orderly(lambda: console.print("stopping: what is under way is kept first; once more, and it is not")):
         done = api.run(
             spec,
             target,
@@ -117,15 +137,18 @@ def run(
             memory=room,
             offline=offline,
             tasks_dirs=folders,
+            checkpoint=60 * checkpoint,
+            retry_failed=retry_failed,
             watch=watch,
+            warn=warn,
         )
-    except Interrupted as error:
-        raise Interrupted("stopped; the same command goes on where this run was") from error
     console.print(f"{done.done} of {done.cells} cells done in {clock(done.seconds)}", markup=False)
     _print_result(done.out, console)
     if done.failed:
         for cell, reason in done.failed.items():
-            console.print(f"failed: {cell}: {reason}", markup=False)
+            console.print(f"failed: {cell}: {reason}", markup=False, soft_wrap=True)
+        again = "what failed for a reason outside of it is tried again by the same command, all by --retry-failed"
+        console.print(again, soft_wrap=True)
         raise typer.Exit(1)
 
 
@@ -142,11 +165,22 @@ def plan(
     model: Models = None,
     seed: Seeds = None,
     tasks: TaskDirs = None,
+    why: Annotated[
+        bool,
+        typer.Option(
+            "--why", help="Say in full why what is left to make is: what changed, and what changed that.", rich_help_panel=WHAT
+        ),
+    ] = False,
     json: Json = False,
 ) -> None:
-    """Show what would run: every cell, the state and reason of every stage, and what a judge behind an endpoint would cost."""
+    """Show what would run: every cell, the state and reason of every stage, what a judge behind an endpoint would cost, and for
+    what a run would be refused.
+    """
+    from spo_bench.api import choose_jobs
+
     spec = _load(matrix, method, task, model, seed, tasks)
-    show_plan(spec, out or Path("results") / spec.name, store, device, offline, tasks, json)
+    jobs = choose_jobs("auto", spec, device)
+    show_plan(spec, out or Path("results") / spec.name, store, device, offline, tasks, jobs, json, why=why)
 
 
 def _load(matrix: str | None, methods: Any, tasks: Any, models: Any, seeds: Any, folders: Sequence[Path] | None) -> Any:
@@ -157,8 +191,8 @@ def _load(matrix: str | None, methods: Any, tasks: Any, models: Any, seeds: Any,
     )
 
 
-def _print_result(run_directory: Path, console: Console) -> None:
+def _print_result(run_directory: Path, console: Terminal) -> None:
     """Show the main table and where the rest is."""
     main = (run_directory / "tables" / "main.md").read_text(encoding="utf-8")
-    Console(highlight=False).print(main, markup=False, soft_wrap=True)
+    say(main)
     console.print(f"report: {run_directory / 'report.html'}", markup=False, soft_wrap=True)

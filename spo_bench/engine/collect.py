@@ -13,9 +13,11 @@ from spo_bench.files import fingerprint, read_json, read_jsonl, write_json, writ
 from spo_bench.matrix.cells import Cell
 from spo_bench.models.source import weights_hash
 from spo_bench.stages.base import Stage, policy_at
+from spo_bench.store import sealed
 from spo_bench.store.artifacts import HashCache, Store
 
 SCHEMA_VERSION = 1
+DONE = "DONE"  # a cell's file that is written last
 # Scalars of a training: name -> whether more is better.
 COSTS = {
     "seconds": False,
@@ -51,8 +53,13 @@ def spo_record(cell: Cell) -> Any:
     return {**cell.spo.model_dump(mode="json"), "label": cell.spo.label()} if cell.spo else False
 
 
+def write_record(run: Path, record: Mapping[str, Any]) -> None:
+    """Write ``run.json``."""
+    write_json(run / "run.json", sealed.signed(record))
+
+
 def write_cell(run: Path, cell: Cell, store: Store, provenance: Mapping[str, Any]) -> None:
-    """Write ``cells/ID``; ``DONE`` comes last.
+    """Write ``cells/ID``; ``DONE``, with size and SHA-256 of every file, comes last.
 
     A finished folder of the same keys is left as it is, unless it was written from artifacts that may have been made again.
     """
@@ -74,23 +81,42 @@ def write_cell(run: Path, cell: Cell, store: Store, provenance: Mapping[str, Any
     read = {stage.config["judge"]["kind"] != "gold" for name, stage in cell.stages.items() if name.startswith("judge/")}
     found = scores(paths, judged, control_length=True in read)
     write_json(folder / "scores.json", {**found, "prompts": texts(paths)})
-    told = {"fallbacks": {name: found for name in ("train", "generate") if name in paths and (found := fallbacks(paths[name]))}}
+    made = [name for name in ("train", "generate") if name in paths]
+    ways = {name: fallbacks(paths[name]) | less_at_once(cell.stages[name], store) for name in made}
+    told = {"fallbacks": {name: found for name, found in ways.items() if found}}
     write_json(folder / "provenance.json", {**provenance, "keys": keys, "seed": cell.seed, **told, **contents(cell, store)})
     retry = sum(store.to_retry(stage.kind, stage.key) for stage in cell.stages.values())
-    write_json(folder / "DONE", {"keys": keys, "retry": retry})
+    write_json(folder / DONE, sealed.signed({"keys": keys, "retry": retry, "files": sealed.listed(folder)}))
 
 
 def is_written(run: Path, cell: Cell) -> bool:
-    """Say whether ``cells/ID`` is finished, from artifacts of the same keys that are final."""
-    done = run / "cells" / cell.id / "DONE"
-    before = read_json(done) if done.is_file() else {}
-    return before.get("keys") == {name: stage.key for name, stage in cell.stages.items()} and not before.get("retry")
+    """Say whether ``cells/ID`` is finished, from artifacts of the same keys that are final, and each file as it was written: in
+    size, and in content where it was touched since.
+    """
+    folder = run / "cells" / cell.id
+    try:
+        done = sealed.read_signed(folder / DONE)
+        if done["keys"] != {name: stage.key for name, stage in cell.stages.items()} or done["retry"]:
+            return False
+        written = (folder / DONE).stat().st_mtime_ns
+        for name, known in done["files"].items():
+            if sealed.file_fault(folder / name, known, (folder / name).stat().st_mtime_ns > written):
+                return False
+    except (OSError, ValueError, KeyError):
+        return False
+    return "train" not in cell.stages or (folder / "policy").is_dir()
 
 
 def fallbacks(artifact: Path) -> dict[str, str]:
     """Return why a stage went a slower way than it might have, as its summary says: what ("packing", "decoding") -> reason."""
     summary = read_json(artifact / "summary.json")
     return {key.removesuffix("_fallback"): why for key, why in summary.items() if key.endswith("_fallback") and why}
+
+
+def less_at_once(stage: Stage, store: Store) -> dict[str, str]:
+    """Return that too little memory cut what goes through the model at once, where it did: "memory" -> how."""
+    halvings = (store.record(stage.kind, stage.key) or {}).get("halvings", 0)
+    return {"memory": f"did not suffice: micro-batches halved, times {halvings}"} if halvings else {}
 
 
 def texts(paths: Mapping[str, Path]) -> dict[str, dict[str, str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -47,13 +48,27 @@ def free_memory(device: str) -> Need:
     return Need(host, on_gpu(device, "memory.free") if device.startswith("cuda") else INFINITE)
 
 
+def all_memory(device: str) -> Need:
+    """Return all bytes that this machine (swap included), or the container it is, and for "cuda[:i]" that device could ever give;
+    infinite where nobody says.
+    """
+    there = _meminfo()
+    host = there["MemTotal"] + there.get("SwapTotal", 0.0) if "MemTotal" in there else INFINITE
+    return Need(min(host, limit_of_group()), gpu_size(device) if device.startswith("cuda") else INFINITE)
+
+
 def available() -> float:
     """Return what Linux could give to new processes."""
+    return _meminfo().get("MemAvailable", INFINITE)
+
+
+def _meminfo() -> dict[str, float]:
+    """Return the numbers of /proc/meminfo, bytes; none where this is not Linux."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
     except OSError:
-        return INFINITE
-    return next((int(line.split()[1]) * 1024.0 for line in lines if line.startswith("MemAvailable")), INFINITE)
+        return {}
+    return {line.split(":")[0]: int(line.split()[1]) * 1024.0 for line in lines}
 
 
 def left_in_group(root: Path = Path("/")) -> float:
@@ -64,11 +79,20 @@ def left_in_group(root: Path = Path("/")) -> float:
     Args:
         root: where ``proc`` and ``sys`` are.
     """
+    return min((_left_in(group, *names) for group, names in _groups(root)), default=INFINITE)
+
+
+def limit_of_group(root: Path = Path("/")) -> float:
+    """Return the least limit of this process's control group and all above it; infinite where there is none."""
+    return min((_number(group / names[0]) for group, names in _groups(root)), default=INFINITE)
+
+
+def _groups(root: Path) -> Iterator[tuple[Path, list[str]]]:
+    """Yield the control groups of this process that may limit its memory, each with the names of its files."""
     try:
         lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
     except OSError:
-        return INFINITE
-    left = INFINITE
+        return
     for line in lines:  # "0::/a/b" in version 2, "4:memory:/a/b" in version 1
         _, controllers, own = line.split(":", 2)
         if controllers and "memory" not in controllers.split(","):
@@ -78,21 +102,27 @@ def left_in_group(root: Path = Path("/")) -> float:
         # In a container the named group may lie outside of what is seen here; then the top one is its own.
         path = PurePosixPath(own.lstrip("/"))
         for group in {top / path, *(top / above for above in path.parents), top}:
-            left = min(left, _left_in(group, *names))
-    return left
+            yield group, names
 
 
 def _left_in(group: Path, limit: str, used: str, droppable: str) -> float:
     """Return what the limit of one control group leaves; infinite where it has none."""
-    try:
-        most, taken = float((group / limit).read_text()), float((group / used).read_text())
-    except (OSError, ValueError):  # no such group here, or "max": no limit
+    most, taken = _number(group / limit), _number(group / used)
+    if INFINITE in (most, taken):
         return INFINITE
     try:
         stat = dict(line.split(maxsplit=1) for line in (group / "memory.stat").read_text().splitlines())
     except (OSError, ValueError):
         stat = {}
     return most - max(0.0, taken - float(stat.get(droppable, 0)))
+
+
+def _number(path: Path) -> float:
+    """Return the number in a file; infinite where there is no such file, or it says "max"."""
+    try:
+        return float(path.read_text())
+    except (OSError, ValueError):
+        return INFINITE
 
 
 def on_gpu(device: str, what: str) -> float:
@@ -103,7 +133,7 @@ def on_gpu(device: str, what: str) -> float:
     """
     command = ["nvidia-smi", f"--query-gpu={what}", "--format=csv,noheader,nounits", "-i", driver_name(device)]
     try:
-        return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0]) * 2**20  # noqa: S603
+        return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0]) * 2**20  # noqa: S603 - words of ours  # nosec B603
     except (OSError, subprocess.CalledProcessError, ValueError, IndexError):
         return INFINITE
 
@@ -119,3 +149,17 @@ def driver_name(device: str) -> str:
     place = int(device.partition(":")[2] or 0)
     visible = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
     return visible[place] if place < len(visible) else str(place)
+
+
+def oom_kills() -> int:
+    """Return how many processes the system has killed for want of memory: of this machine, or where only that is seen, of this
+    control group. It tells a worker that was killed for memory from one that was killed for another reason.
+    """
+    found = 0
+    for path in ("/proc/vmstat", "/sys/fs/cgroup/memory.events"):
+        try:
+            lines = Path(path).read_text(encoding="utf-8").splitlines()
+        except OSError:
+            continue
+        found += next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
+    return found

@@ -2,34 +2,35 @@
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import os
-import sys
 import time
-import traceback
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Self
 
-from spo_bench.engine.free import Need, free_memory
+from spo_bench import stopping
+from spo_bench.engine.attempt import Ended, attempt
+from spo_bench.engine.free import Need, free_memory, oom_kills
 from spo_bench.engine.memory import CUDA_PROCESS, PROCESS, estimate
 from spo_bench.engine.schedule import Schedule
 from spo_bench.engine.shares import shares
-from spo_bench.errors import InputError, Interrupted, SpoBenchError
+from spo_bench.errors import Interrupted
 from spo_bench.processes import Pool
-from spo_bench.stages.base import Stage
-from spo_bench.stages.registry import execute
+from spo_bench.stages.base import Stage, smaller
+from spo_bench.stages.registry import How
 from spo_bench.store.artifacts import Store
+from spo_bench.store.checkpoints import EVERY
+
+MOST_HALVINGS = 4  # of a micro-batch, before a stage that finds too little memory fails
+PATIENCE = 0.5  # seconds until a stage that another process makes is looked at again
 
 
-class Watcher(Protocol):
-    """Who is told how a run goes."""
+class Watcher:
+    """Who is told how a run goes; this one says nothing."""
 
     def started(self, stage: Stage) -> None:
         """A stage begins."""
@@ -42,6 +43,12 @@ class Watcher(Protocol):
 
     def skipped(self, stage: Stage) -> None:
         """A stage was not tried, because an input of it failed."""
+
+    def retried(self, stage: Stage, why: str) -> None:
+        """A stage that was under way is tried again, otherwise."""
+
+    def remade(self, stage: Stage, why: str) -> None:
+        """A stage that was done is made again, since its artifact is damaged."""
 
 
 def unique_in_order(stages: Sequence[Stage]) -> list[Stage]:
@@ -71,15 +78,29 @@ class Engine:
             stage always may run.
         whole: the stages of the run, which decide with all they need how many threads each has; None: those that ``run`` is
             given.
+        every: seconds between the checkpoints of a stage.
+        retry_failed: whether stages that failed before are tried again, which with the same inputs would fail the same way.
     """
 
     def __init__(
-        self, store: Store, jobs: int, watcher: Watcher, memory: float | None = None, whole: Sequence[Stage] | None = None
+        self,
+        store: Store,
+        jobs: int,
+        watcher: Watcher,
+        memory: float | None = None,
+        whole: Sequence[Stage] | None = None,
+        every: float = EVERY,
+        retry_failed: bool = False,
     ) -> None:
         self.store, self.jobs, self.watcher, self.memory, self.whole = store, jobs, watcher, memory, whole
+        self.every, self.retry_failed = every, retry_failed
         self._pool: Pool | None = None
         self._workers = jobs
         self._free: Need | None = None
+        self._failures: dict[str, str] = {}
+        self._halvings: dict[str, int] = {}
+        self._damaged: dict[str, str] = {}  # keys of artifacts that were found damaged in this pass -> why
+        self._remade: set[str] = set()
 
     def __enter__(self) -> Self:
         return self
@@ -96,20 +117,68 @@ class Engine:
     def run(self, stages: Sequence[Stage]) -> dict[str, str]:
         """Make every missing artifact; return key -> reason for those that could not be made.
 
-        A failed stage fails what depends on it and nothing else. InputError is raised at once: nothing else would go better.
+        A failed stage fails what depends on it and nothing else. One that finds an input damaged waits until that was made
+        again; one that finds too little memory is tried again alone, then with smaller micro-batches; one that another process
+        makes is waited for, while others go on. InputError is raised at once: nothing else would go better.
 
         Raises:
             InputError: what a person gave cannot be used.
-            Interrupted: the user stopped the run; what is finished stays in the store.
+            Interrupted: the user stopped the run, or the disk is full; what is finished stays in the store.
         """
-        missing = [stage for stage in unique_in_order(stages) if not stage.done(self.store)]
-        if not missing:
-            return {}
-        schedule = self._schedule(stages, missing)
+        every = unique_in_order(stages)
+        by_key = {stage.key: stage for stage in every}
         try:
-            return self._in_turn(schedule) if self.jobs == 1 else self._side_by_side(schedule)
+            while missing := self._missing(every):
+                schedule = self._schedule(stages, missing)
+                (self._in_turn if self.jobs == 1 else self._side_by_side)(schedule)
+                if not self._damaged:
+                    break
+                for key, why in self._damaged.items():
+                    self._make_again(by_key[key], why)
+                self._damaged = {}
         except KeyboardInterrupt as error:
-            raise Interrupted("interrupted") from error
+            raise Interrupted(stopping.STOPPED) from error
+        return {stage.key: self._failures[stage.key] for stage in every if stage.key in self._failures}
+
+    def run_and_check(self, stages: Sequence[Stage]) -> dict[str, str]:
+        """Make what is missing, and make again whatever is not as it was made, for who will read all but the weights."""
+        while True:
+            failures = self.run(stages)
+            damaged = [
+                (stage, why)
+                for stage in stages
+                if stage.key not in failures and not stage.on_disk and (why := self.store.fault(stage.kind, stage.key, False))
+            ]
+            if not damaged:
+                return failures
+            for stage, why in damaged:
+                if stage.key in self._remade:
+                    self._failures[stage.key] = f"{stage.kind}: its artifact is damaged again ({why}): check the disk"
+                else:
+                    self._make_again(stage, f"{stage.kind}/{stage.key}: {why}")
+
+    def _make_again(self, stage: Stage, why: str) -> None:
+        self._remade.add(stage.key)
+        self.store.discard(stage.kind, stage.key)
+        self.watcher.remade(stage, why)
+
+    def _missing(self, every: Sequence[Stage]) -> list[Stage]:
+        """Return what is to be made; what failed, now or before, and what reads it, is not."""
+        missing = []
+        for stage in every:
+            if stage.key in self._failures or stage.done(self.store):
+                continue
+            failed = next((self._failures[one.key] for one in stage.inputs.values() if one.key in self._failures), None)
+            before = failed is None and not self.retry_failed and self.store.failure(stage.kind, stage.key)
+            if failed:
+                self._failures[stage.key] = failed
+                self.watcher.skipped(stage)
+            elif before:
+                self._failures[stage.key] = before
+                self.watcher.failed(stage, f"{before} (in an earlier run; --retry-failed tries again)")
+            else:
+                missing.append(stage)
+        return missing
 
     def _schedule(self, stages: Sequence[Stage], missing: Sequence[Stage]) -> Schedule:
         cores = cores_here()
@@ -128,56 +197,83 @@ class Engine:
         need = partial(estimate, store=self.store)
         return Schedule(missing, self.jobs, cores, room, need, lambda stage: share[stage.key], idle, workers)
 
-    def _in_turn(self, schedule: Schedule) -> dict[str, str]:
-        failures: dict[str, str] = {}
+    def _in_turn(self, schedule: Schedule) -> None:
         while schedule.left:
-            for stage, threads in schedule.start():
+            begun = schedule.start()
+            for stage, threads in begun:
                 self.watcher.started(stage)
                 started = time.perf_counter()
-                reason = _attempt(stage, self.store, threads)
-                self._tell(schedule, stage, reason, time.perf_counter() - started, failures)
-        return failures
+                ended = attempt(stage, self.store, threads, self._how(stage))
+                self._tell(schedule, stage, ended, time.perf_counter() - started)
+            if not begun:
+                time.sleep(PATIENCE)
 
-    def _side_by_side(self, schedule: Schedule) -> dict[str, str]:
+    def _side_by_side(self, schedule: Schedule) -> None:
         """Run stages in worker processes. A worker that is killed breaks the pool for all: what ran there is tried once more, one
         stage at a time, so that only the stage that kills its worker fails.
         """
-        failures: dict[str, str] = {}
-        running: dict[Future[str | None], tuple[Stage, float]] = {}
+        running: dict[Future[Ended], tuple[Stage, float]] = {}
+        kills = oom_kills()
         while schedule.left:
             for stage, threads in schedule.start():
                 self.watcher.started(stage)
                 running[self._submit(stage, threads)] = (stage, time.perf_counter())
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
+            if not running:
+                time.sleep(PATIENCE)
+            for future in wait(running, PATIENCE if schedule.waits else None, return_when=FIRST_COMPLETED).done:
                 stage, started = running.pop(future)
                 if not isinstance(future.exception(), BrokenProcessPool):
-                    reason = future.result()
+                    ended = future.result()
                 elif schedule.suspect(stage):
                     continue
+                elif oom_kills() > kills:
+                    kills, ended = oom_kills(), Ended("memory", f"{stage.kind}: its process was killed: out of memory")
                 else:
-                    reason = f"{stage.kind}: its process was killed (out of memory?)"
-                self._tell(schedule, stage, reason, time.perf_counter() - started, failures)
-        return failures
+                    ended = Ended("passing", f"{stage.kind}: its process was killed (out of memory?)")
+                self._tell(schedule, stage, ended, time.perf_counter() - started)
 
-    def _submit(self, stage: Stage, threads: int) -> Future[str | None]:
+    def _submit(self, stage: Stage, threads: int) -> Future[Ended]:
         """Give a stage to a worker, of a new pool where the old one is broken, perhaps because an idle worker was killed."""
         if self._pool is not None:
             with suppress(BrokenProcessPool):
-                return self._pool.submit(_attempt, stage, self.store, threads)
-        self._pool = Pool(self._workers, _few_threads, (max(1, cores_here() // self.jobs),))
-        return self._pool.submit(_attempt, stage, self.store, threads)
+                return self._pool.submit(attempt, stage, self.store, threads, self._how(stage))
+        self._pool = Pool(self._workers, _begin_worker, (max(1, cores_here() // self.jobs),))
+        return self._pool.submit(attempt, stage, self.store, threads, self._how(stage))
 
-    def _tell(self, schedule: Schedule, stage: Stage, reason: str | None, seconds: float, failures: dict[str, str]) -> None:
-        """Note how a stage ended; what depends on one that failed is skipped for the same reason."""
-        if reason is None:
+    def _how(self, stage: Stage) -> How:
+        return How(self._halvings.get(stage.key, 0), self.every, wait=False)
+
+    def _tell(self, schedule: Schedule, stage: Stage, ended: Ended, seconds: float) -> None:
+        """Note how an attempt ended; what depends on a stage that failed is skipped for the same reason."""
+        if ended.how == "made":
             schedule.finish(stage)
             self.watcher.finished(stage, seconds)
-            return
-        failures[stage.key] = reason
-        self.watcher.failed(stage, reason)
-        for other in schedule.fail(stage):
-            failures[other.key] = reason
-            self.watcher.skipped(other)
+        elif ended.how == "busy":
+            schedule.postpone(stage, PATIENCE)
+        elif ended.how == "memory" and self._may_need_less(schedule, stage):
+            self.watcher.retried(stage, ended.reason)
+        elif ended.how == "damaged" and ended.entry is not None and ended.entry[1] not in self._remade:
+            self._damaged[ended.entry[1]] = ended.reason
+            schedule.fail(stage)
+        else:
+            if ended.how == "failed":
+                self.store.fail(stage.kind, stage.key, ended.reason)
+            self._failures[stage.key] = ended.reason
+            self.watcher.failed(stage, ended.reason)
+            for other in schedule.fail(stage):
+                self._failures[other.key] = ended.reason
+                self.watcher.skipped(other)
+
+    def _may_need_less(self, schedule: Schedule, stage: Stage) -> bool:
+        """Put a stage back that found too little memory: alone first, then with half of what goes through the model at once."""
+        if self.jobs > 1 and schedule.suspect(stage):
+            return True
+        halvings = self._halvings.get(stage.key, 0) + 1
+        if halvings > MOST_HALVINGS or smaller(stage.config, halvings) == smaller(stage.config, halvings - 1):
+            return False
+        self._halvings[stage.key] = halvings
+        schedule.put_back(stage)
+        return True
 
 
 def run_stages(stages: Sequence[Stage], store: Store, jobs: int, watcher: Watcher, memory: float | None = None) -> dict[str, str]:
@@ -186,8 +282,11 @@ def run_stages(stages: Sequence[Stage], store: Store, jobs: int, watcher: Watche
         return engine.run(stages)
 
 
-def _few_threads(count: int) -> None:
-    """Give the libraries that start threads of their own a worker's share of the cores; torch is told stage by stage."""
+def _begin_worker(count: int) -> None:
+    """Let a worker be stopped by its parent, and give the libraries that start threads of their own its share of the cores; torch
+    is told stage by stage.
+    """
+    stopping.as_worker()
     for name in ("RAYON_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ.setdefault(name, str(count))
 
@@ -195,58 +294,3 @@ def _few_threads(count: int) -> None:
 def cores_here() -> int:
     """Return how many cores this process may use: less than the machine has in a container or under taskset."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def keep_freed_memory() -> None:
-    """Ask the C library to keep freed memory for the next step: giving it back and touching it anew costs more than a small
-    step. Does nothing where the C library is not glibc.
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
-        return
-    for setting, value in ((-4, 0), (-1, 2**31 - 1)):  # M_MMAP_MAX: no separate mappings; M_TRIM_THRESHOLD: never shrink
-        mallopt(setting, value)
-
-
-def resident_memory() -> int:
-    """Return the bytes this process has in memory; 0 where that cannot be told (not Linux)."""
-    with suppress(OSError, AttributeError):
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    return 0
-
-
-def give_back_freed_memory(before: int) -> None:
-    """Give memory that was freed back to the system, for what runs beside this process. Of a CUDA device always; of this machine
-    (Linux and glibc) where there is much more than ``before``: looking for it takes as long as a small stage.
-    """
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_initialized():
-        gc.collect()
-        torch.cuda.empty_cache()
-    if resident_memory() > before + PROCESS:
-        gc.collect()
-        with suppress(OSError, AttributeError):
-            ctypes.CDLL(None).malloc_trim(0)
-
-
-def _attempt(stage: Stage, store: Store, threads: int) -> str | None:
-    """Make one artifact; return why it could not be made, None if it was. Input errors are raised."""
-    import torch
-
-    torch.set_num_threads(threads)
-    keep_freed_memory()
-    before = resident_memory()
-    try:
-        execute(stage, store)
-    except InputError:
-        raise
-    except SpoBenchError as error:
-        return f"{stage.kind}: {error}"
-    # A stage runs code of plugins, models and libraries: whatever it raises ends this cell, with its place, and no other.
-    except Exception as error:  # noqa: BLE001
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        return f"{stage.kind}: {type(error).__name__}: {error} ({os.path.basename(where.filename)}:{where.lineno})"
-    finally:
-        give_back_freed_memory(before)
-    return None

@@ -1,6 +1,7 @@
 """How much memory a stage takes at its peak, estimated before it runs. No heavy import: planning uses this.
 
-The estimate is rough (compare it with ``peak_memory`` of a training) and is there to decide what may run side by side:
+The estimate is rough (compare it with ``peak_memory`` of a training) and is there to decide what may run side by side; what a
+stage takes at the least is what can be said for sure, and is there to refuse what can never run:
 
 - a process that has loaded its libraries: ``PROCESS``, with CUDA ``CUDA_PROCESS`` and a context on the device;
 - a row of the data: ``ROW`` bytes as it is read, ``COPIES`` more with its degraded copies;
@@ -19,9 +20,8 @@ The estimate is rough (compare it with ``peak_memory`` of a training) and is the
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
@@ -32,8 +32,10 @@ from spo_bench.engine.free import INFINITE, Need, gpu_size
 from spo_bench.files import read_json, read_jsonl
 from spo_bench.models.embedded import ARCHITECTURE, vocabulary
 from spo_bench.models.numerics import cache_shape
+from spo_bench.models.source import weights_header
 from spo_bench.stages.base import Stage, plain_data
 from spo_bench.store.artifacts import Store
+from spo_bench.task import SPLITS
 
 GIB = 2**30
 PROCESS = 0.5 * GIB
@@ -59,50 +61,53 @@ class Size:
     keys: int
 
 
-def estimate(stage: Stage, store: Store | None = None) -> Need:
+def estimate(stage: Stage, store: Store | None = None, least: bool = False) -> Need:
     """Return the peak memory of a stage, roughly.
 
     Args:
         stage: any.
         store: where its inputs are looked at as far as they are there; None: only its settings are known.
+        least: what it takes however little goes through the model at once, in place of the peak.
     """
-    rows = _rows(stage, store) * (ROW + (COPIES if stage.kind == "copies" or "copies" in stage.inputs else 0))
-    model = _model(stage)
+    kept = ROW + (COPIES if stage.kind == "copies" or "copies" in stage.inputs else 0)
+    rows = 0 if least else kept * sum(count_rows(data, store) for data in _data_of(stage))
+    model = model_of(stage)
     if "numerics" not in stage.config or model is None:
         return Need(PROCESS + rows)
     numerics = stage.config["numerics"]
-    weights, rest = _on_device(stage, _size(model), store)
+    weights, rest = _on_device(stage, size_of(model), store, least)
     if numerics["device"] == "cpu":
         return Need(PROCESS + rows + weights + rest)
     # On their way to the device, weights lie in this machine's memory once.
     return Need(CUDA_PROCESS + rows + weights, PROCESS + weights + rest)
 
 
-def _on_device(stage: Stage, size: Size, store: Store | None) -> tuple[float, float]:
+def _on_device(stage: Stage, size: Size, store: Store | None, least: bool) -> tuple[float, float]:
     """Return the bytes a stage's weights take where it computes, and all else there: gradients, moments, activations, caches."""
     config, numerics = stage.config, stage.config["numerics"]
     held, computed = BYTES[numerics["held"]], BYTES[numerics["dtype"]]
     number = (12 * size.width + 4 * size.inner) * computed
     settings = config.get("settings", config)
-    tokens = _longest_pass(stage, settings, store)
+    tokens = _shortest_pass(stage, settings, store) if least else _longest_pass(stage, settings, store)
+    logits = 0 if least else LOGITS
     weights = float(size.parameters * held)
     copy = size.parameters * computed if computed < held else 0  # autocast keeps one in the compute type
     if stage.kind not in TRAINING:
-        cache = _cache(size, computed, _data_length(stage), settings) if stage.kind == "generate" else 0
-        rest = LOGITS + copy + tokens * number + cache
-        if settings.get("backend") == "vllm":
+        cache = _cache(size, computed, _data_length(stage), settings) if stage.kind == "generate" and not least else 0
+        rest = logits + copy + tokens * number + cache
+        if settings.get("backend") == "vllm" and not least:
             whole = gpu_size(str(stage.local.get("device", numerics["device"])))
             rest = max(rest, whole - weights if whole < INFINITE else 0)
         return weights, rest
-    trained = _adapter(size, config["lora"]) if config.get("lora") else size.parameters
+    trained = trained_parameters(stage)
     learning: float = trained * TRAINED - (0 if config.get("lora") else weights)
-    if config.get("regime") or "ref_sync" in config.get("additions", {}):
+    if follows(stage):
         learning += trained * held
-    ranking = [_size(stage.inputs[name]) for name in ("reward_model", "judge_model") if name in stage.inputs]
+    ranking = [size_of(stage.inputs[name]) for name in ("reward_model", "judge_model") if name in stage.inputs]
     learning += sum(one.parameters * BYTES["float32"] for one in ranking)
     kept = 1 if config["gradient_checkpointing"] else size.layers
-    cache = _cache(size, computed, settings["max_length"], config["generate"]) if config.get("regime") else 0
-    return weights, LOGITS + copy + learning + cache + tokens * (kept * number + size.layers * size.width * computed)
+    cache = _cache(size, computed, settings["max_length"], config["generate"]) if config.get("regime") and not least else 0
+    return weights, logits + copy + learning + cache + tokens * (kept * number + size.layers * size.width * computed)
 
 
 def _cache(size: Size, computed: int, prompt: int, settings: Mapping[str, Any]) -> int:
@@ -115,18 +120,26 @@ def _cache(size: Size, computed: int, prompt: int, settings: Mapping[str, Any]) 
 # Rows.
 
 
-def _rows(stage: Stage, store: Store | None) -> int:
-    """Return how many rows of data a stage may hold: all splits, as counted or as asked for; 0 where nobody knows."""
-    found = [plain_data(stage), *(source for name, source in stage.inputs.items() if name.startswith("data:"))]
-    total = 0
-    for data in filter(None, found):
-        audit = data.path(store) / "audit.json" if store is not None and data.done(store) else None
-        if audit is not None and audit.is_file():
-            splits = read_json(audit)["splits"]
-            total += sum(counts["kept"] for counts in splits.values())
-        else:
-            total += sum(limit or 0 for limit in data.config["limit"].values())
-    return total
+def _data_of(stage: Stage) -> Iterator[Stage]:
+    """Yield the data that a stage may hold."""
+    if (own := plain_data(stage)) is not None:
+        yield own
+    yield from (source for name, source in stage.inputs.items() if name.startswith("data:"))
+
+
+def count_rows(data: Stage, store: Store | None, splits: Collection[str] = SPLITS) -> int:
+    """Return how many rows the data has in some splits, as counted or as asked for; 0 where nobody knows."""
+    audit = data.path(store) / "audit.json" if store is not None and data.done(store) else None
+    if audit is not None and audit.is_file():
+        counted = read_json(audit)["splits"]
+        return sum(int(counted[split]["kept"]) for split in splits)
+    return sum(data.config["limit"][split] or 0 for split in splits)
+
+
+def _shortest_pass(stage: Stage, settings: Mapping[str, Any], store: Store | None) -> int:
+    """Return how many tokens go through a model at once, at the least: a row, where it is known how long the longest is."""
+    seen = _longest_row(stage, settings["packing"] == "trie", store) if stage.kind == "train" else None
+    return seen or 1
 
 
 def _longest_pass(stage: Stage, settings: Mapping[str, Any], store: Store | None) -> int:
@@ -213,13 +226,27 @@ def _data_length(stage: Stage) -> int:
 # Models.
 
 
-def _adapter(size: Size, lora: Mapping[str, Any]) -> int:
-    """Return the parameters of an adapter on all linear layers of a gated model; an upper bound for fewer."""
+def trained_parameters(stage: Stage) -> int:
+    """Return how many parameters a stage trains; 0 where it trains none.
+
+    Of an adapter, as if it were on all linear layers of a gated model: an upper bound for fewer.
+    """
+    model = model_of(stage)
+    if stage.kind not in TRAINING or model is None:
+        return 0
+    size, lora = size_of(model), stage.config.get("lora")
+    if not lora:
+        return size.parameters
     attention, feed_forward = 4 * 2 * size.width, 3 * (size.width + size.inner)
     return int(lora["rank"]) * size.layers * (attention + feed_forward)
 
 
-def _model(stage: Stage) -> Stage | None:
+def follows(stage: Stage) -> bool:
+    """Say whether a training holds its trained weights once more, as the reference of its own time."""
+    return bool(stage.config.get("regime")) or "ref_sync" in stage.config.get("additions", {})
+
+
+def model_of(stage: Stage) -> Stage | None:
     """Return the model that a stage runs or trains, None where it runs none; to others `model` is a tokenizer."""
     if stage.kind == "model":
         return stage
@@ -231,7 +258,7 @@ def _model(stage: Stage) -> Stage | None:
     return next((stage.inputs[name] for name in names if name in stage.inputs), None)
 
 
-def _size(stage: Stage) -> Size:
+def size_of(stage: Stage) -> Size:
     """Return the size of a model: as it lies on disk, or that of the model it was made from."""
     if stage.kind == "model":
         if "embedded" in stage.config:
@@ -243,7 +270,18 @@ def _size(stage: Stage) -> Size:
             changed = 0
         return _on_disk(directory, changed)
     source = stage.inputs.get("model" if stage.kind == "sft" else "policy")
-    return _size(source) if source is not None else NO_MODEL
+    return size_of(source) if source is not None else NO_MODEL
+
+
+def origin(stage: Stage) -> Path | None:
+    """Return the directory of the model on disk that a model was made from, None for the embedded one."""
+    while stage.kind != "model":
+        source = stage.inputs.get("model" if stage.kind == "sft" else "policy")
+        if source is None:
+            return None
+        stage = source
+    directory = stage.local.get("directory") or stage.local.get("base")
+    return Path(directory) if directory is not None else None
 
 
 NO_MODEL = Size(0, 0, 0, 0, 0)
@@ -292,7 +330,5 @@ def _by_bytes(directory: Path) -> int:
 
 
 def _count(path: Path) -> int:
-    """Return the number of values in a safetensors file, from its header: 8 bytes of length, then JSON."""
-    with path.open("rb") as handle:
-        header = json.loads(handle.read(int.from_bytes(handle.read(8), "little")))
-    return sum(prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+    """Return the number of values in a safetensors file."""
+    return sum(prod(entry["shape"]) for entry in weights_header(path)[1].values())

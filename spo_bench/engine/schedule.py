@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from bisect import insort
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -43,6 +44,7 @@ class Schedule:
         self._running: dict[str, tuple[Share, Need]] = {}
         self._workers = workers
         self._suspects: set[str] = set()
+        self._later: dict[str, float] = {}  # stages that another process makes, and when they are looked at again
         for key, stage in self.left.items():
             self._waits[key] = {source.key for source in stage.inputs.values()} & self.left.keys()
             for source in self._waits[key]:
@@ -87,13 +89,22 @@ class Schedule:
                 continue
             self._ready.remove((place, key))
             begun.append(self._begin(stage, share, need))
-        if self._beside and not self._suspects and self._jobs_taken() == len(self._running):
-            stage = self.left[self._beside[0][1]]
-            share, need = self.share(stage), self.need(stage)
-            if self._has_room(share, need):
-                self._beside.pop(0)
-                begun.append(self._begin(stage, share, need))
+        if not self._suspects and self._jobs_taken() == len(self._running):
+            for place, key in [one for one in self._beside if not self._rests(one[1])][:1]:
+                stage = self.left[key]
+                share, need = self.share(stage), self.need(stage)
+                if self._has_room(share, need):
+                    self._beside.remove((place, key))
+                    begun.append(self._begin(stage, share, need))
         return begun
+
+    def _rests(self, key: str) -> bool:
+        return self._later.get(key, 0.0) > time.monotonic()
+
+    @property
+    def waits(self) -> bool:
+        """Whether a stage that could start is left to another process for now."""
+        return any(self._rests(key) for _, key in (*self._ready, *self._beside))
 
     def _begin(self, stage: Stage, share: Share, need: Need) -> tuple[Stage, int]:
         self._running[stage.key] = (share, need)
@@ -103,7 +114,7 @@ class Schedule:
     def _candidates(self) -> list[tuple[tuple[int, int], str]]:
         """Return what is ready, the most wanted first; of stages that may have killed their process one, and that alone."""
         if not self._suspects:
-            return list(self._ready)
+            return [one for one in self._ready if not self._rests(one[1])]
         return [] if self._running else [one for one in self._ready if one[1] in self._suspects][:1]
 
     def _jobs_taken(self) -> int:
@@ -136,6 +147,16 @@ class Schedule:
                     found.append(self.left.pop(reader))
                     lost.append(reader)
         return found
+
+    def put_back(self, stage: Stage) -> None:
+        """Note that a stage which ran has still to be made."""
+        self._running.pop(stage.key)
+        self._enlist(stage.key)
+
+    def postpone(self, stage: Stage, seconds: float) -> None:
+        """Put a stage back that another process makes, to be looked at later; others go on."""
+        self._later[stage.key] = time.monotonic() + seconds
+        self.put_back(stage)
 
     def suspect(self, stage: Stage) -> bool:
         """Put a stage whose process was killed back, to run alone; False where it ran alone already, so it was that stage."""

@@ -228,7 +228,7 @@ def _models(results: Results) -> dict[str, str]:
 
 def _guarded_scores(cell: Cell, margins: Margins) -> dict[str, Any]:
     """Return the guarded metrics of a cell's scores.json, and fingerprints of what stands behind their ids."""
-    raw = read_json(cell.directory / "scores.json")["metrics"]
+    raw = read_json(cell.file("scores.json") or cell.directory / "scores.json")["metrics"]
     metrics = {name: {**raw[name], "clusters": _numbered(raw[name])} for name in raw if margins.of(name) is not None}
     needed = {kind for name in metrics for kind in texts_behind(name, cell.metrics[name])}
     known = fingerprints(cell)

@@ -12,6 +12,7 @@ from spo_bench.judging.rates import Pairing, Side
 from spo_bench.judging.rows import field, is_number, read_rows, shown
 
 OUTCOMES = ("a", "b", "tie", "invalid")
+LONGEST = 10**12  # characters of an answer
 _REMEDY = "give a file that `spo-bench judge run` wrote, or AlpacaEval annotations"
 _OURS = "a line of verdicts has id, outcome (a, b, tie or invalid), score (0 to 1, null where invalid), length_a and length_b"
 _ALPACA = "an AlpacaEval annotation has output_1 and output_2 (texts) and preference (1 to 2; null where there is none)"
@@ -54,7 +55,7 @@ def read_judged(path: Path) -> list[Judged]:
             pairing = _annotation(place, row)
         else:
             subject, opponent = "a", _name(place, row, "opponent", "b")
-            pairing = _verdict(place, row)
+            pairing = pairing_of(place, row)
             name = (subject, opponent, str(field(place, row, "id", _OURS, _REMEDY)))
             if name in seen:
                 raise InputError(f"{place}: id '{name[2]}' again", "a pair is judged once", "remove one of the two rows")
@@ -96,8 +97,8 @@ def _annotation(place: str, row: Mapping[str, Any]) -> Pairing:
     return Pairing(preference - 1 if 1 <= preference <= 2 else None, length_a, length_b)
 
 
-def _verdict(place: str, row: Mapping[str, Any]) -> Pairing:
-    """Return the pairing of one of our verdicts; the score is a's."""
+def pairing_of(place: str, row: Mapping[str, Any]) -> Pairing:
+    """Return the pairing of one of our verdicts; the score is a's. Raises InputError for what is none."""
     outcome, score = field(place, row, "outcome", _OURS, _REMEDY), field(place, row, "score", _OURS, _REMEDY)
     if outcome not in OUTCOMES:
         raise InputError(f"{place}: outcome is {shown(outcome)}", _OURS, "write one of a, b, tie, invalid")
@@ -120,7 +121,7 @@ def _length(place: str, row: Mapping[str, Any], name: str) -> int | None:
     value = field(place, row, name, _OURS, _REMEDY)
     if value is None:
         return None
-    if not is_number(value) or value != value // 1 or value < 0:
+    if not is_number(value) or not 0 <= value <= LONGEST or value != value // 1:
         raise InputError(
             f"{place}: {name} is {shown(value)}", "a length is a number of characters, or null", "write a whole number"
         )

@@ -3,25 +3,41 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from spo_bench.errors import StageError
 from spo_bench.files import canonical_json
 from spo_bench.judging.capabilities import Capabilities, known, place, undated
 from spo_bench.judging.endpoint import Endpoint, FormError
 from spo_bench.judging.language import Judged, Orders, Plan, Reply, Request, plan, verdicts
-from spo_bench.judging.prompt import Form
+from spo_bench.judging.prompt import Form, prompts
 from spo_bench.judging.settings import ApiSettings
 from spo_bench.judging.store import ReplyStore
 from spo_bench.judging.verdict import Question, Verdict, Watch, unwatched
 
 NO_SCHEMA = "the endpoint refused response_format; verdicts were read from text"
 PROBES = 4  # replies without a verdict, after which another form of asking is tried
+HELLO = Question("hello", "Say hello.", "Hello.", "Goodbye.", {})
+PATIENCE = 30.0  # seconds for the answer to it
 T = TypeVar("T")
+
+
+class Knock(NamedTuple):
+    """What came of a first question.
+
+    Attributes:
+        address: of the endpoint.
+        fault: why it was not answered, where that may pass; None: nothing stands in the way of the next ones.
+        cost: US dollars; none where prices are not known.
+    """
+
+    address: str
+    fault: str | None
+    cost: float
 
 
 @dataclass(frozen=True)
@@ -69,6 +85,28 @@ class ApiJudge(ApiSettings):
                 raise
             return _run(self._judge(questions, watch))
 
+    def knock(self) -> Knock:
+        """Ask one question about two words, for one token: whether the endpoint is there, knows the key and the model, and takes
+        what is sent. Nothing is learned from it, and the reply is not kept; it counts in the budget.
+
+        Raises:
+            InputError, StageError: as ``compare``.
+        """
+        return _run(self._knock())
+
+    async def _knock(self) -> Knock:
+        with ReplyStore(self.cache) as store:
+            how = self._how(store.learned(self._name))
+            (prompt,) = prompts(self.template, HELLO, ("a",), how.form, self.seed)
+            async with Endpoint(replace(self, timeout=min(self.timeout, PATIENCE)), store, how) as endpoint:
+                try:
+                    fault = await endpoint.knock(prompt)
+                except FormError:
+                    if self.verdict != "auto":
+                        raise
+                    fault = None
+                return Knock(endpoint.address, fault, endpoint.cost or 0.0)
+
     def _turn_to_text(self) -> bool:
         """Learn that an endpoint takes no schema any more, which it took once; say whether that is what was known."""
         with ReplyStore(self.cache) as store:
@@ -87,7 +125,7 @@ class ApiJudge(ApiSettings):
         name = self._name
         with ReplyStore(self.cache) as store:
             facts = store.learned(name)
-            how = Capabilities.of_record(facts) if facts else self._unasked()
+            how = self._how(facts)
             planned = self._plan(store, questions, how.form)
             warning = undated(self.model, self.base_url)
             judged = Judged([], how.form, warnings=(warning,) if warning else ())
@@ -115,8 +153,15 @@ class ApiJudge(ApiSettings):
         found = verdicts(questions, planned, now, judged.form)
         return replace(judged, verdicts=found)
 
-    def _unasked(self) -> Capabilities:
-        """Return how to ask a model of which nothing was learned yet."""
+    def has_to_ask(self, questions: Sequence[Question]) -> bool:
+        """Say whether any of these would be asked: whether not all of their verdicts are kept."""
+        with ReplyStore(self.cache) as store:
+            return bool(self._plan(store, questions, self._how(store.learned(self._name)).form).missing)
+
+    def _how(self, facts: Mapping[str, Any]) -> Capabilities:
+        """Return how to ask the model, by what was learned of it, if anything was."""
+        if facts:
+            return Capabilities.of_record(facts)
         how = known(self.model, self.base_url)
         return how if self.verdict == "auto" else replace(how, form=self.verdict)
 

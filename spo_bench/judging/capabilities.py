@@ -136,12 +136,27 @@ def is_local(base_url: str | None) -> bool:
     return urlsplit(base_url or OPENAI).hostname in _LOOPBACK
 
 
+def check_variable(api_key_env: str) -> None:
+    """Check that what should name the key's variable does not look like the key itself.
+
+    Raises:
+        InputError: without what was given.
+    """
+    if not re.fullmatch(r"[A-Z_][A-Z0-9_]*", api_key_env):
+        raise InputError(
+            f"api_key_env holds {len(api_key_env)} characters that are no variable's name",
+            "it names the environment variable that holds the key, in capitals; the key itself stands in no file of the run",
+            "export JUDGE_KEY=..., and give api_key_env: JUDGE_KEY",
+        )
+
+
 def key_in_environment(api_key_env: str, base_url: str | None) -> str:
     """Return the key, empty for an endpoint on this machine that has none.
 
     Raises:
-        InputError: no key where one is needed, or one that no request can carry.
+        InputError: no key where one is needed, one that no request can carry, or a key in place of its variable's name.
     """
+    check_variable(api_key_env)
     key = os.environ.get(api_key_env, "").strip()
     if key and not (key.isascii() and key.isprintable()):
         raise InputError(

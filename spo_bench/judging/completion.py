@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from math import exp, inf, isfinite, log1p
+from math import exp, inf, log1p
 from typing import TYPE_CHECKING, Any
 
 from spo_bench.judging.reading import LETTERS
@@ -66,7 +66,7 @@ def letters_of(choice: Any) -> dict[str, float] | None:
     for one in tops if isinstance(tops, list) else ():
         letter, value = str(getattr(one, "token", "")).strip(" ▁Ġ\n"), getattr(one, "logprob", None)
         if letter in LETTERS and isinstance(value, int | float) and value != -inf:
-            if not isfinite(value):
+            if not abs(value) < 1e300:  # NaN, infinite, or a whole number that no float holds
                 return None  # nobody knows how probable the letter is
             other = found.get(letter)
             # The larger one stands outside the logarithm: endpoints report -9999 for what is as good as impossible.

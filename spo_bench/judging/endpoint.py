@@ -30,6 +30,8 @@ PATIENCE = 600.0  # seconds; an endpoint that asks for a longer wait is to be as
 SECRET_LENGTH = 8  # shorter keys are placeholders such as "none", not secrets
 TOP = 20  # tokens whose probability is asked for; endpoints report no more
 NOBODY = ("ConnectError", "ConnectTimeout", "UnsupportedProtocol")  # of the HTTP library below the client, whichever it is
+UNKNOWN = ("not a valid model", "invalid model", "unknown model", "no such model")
+TOO_SHORT = ("max_tokens", "max_completion_tokens", "output limit")  # said by models that cannot think in a token
 QUOTA = ("insufficient_quota", "billing_hard_limit_reached", "insufficient balance", "insufficient credits")
 
 
@@ -41,6 +43,25 @@ class After(NamedTuple):
     repeat: bool
     wait: float | None = None
     counts: bool = True
+
+
+class Stopped(StageError):  # noqa: N818 - says what judging has done
+    """Judging had to stop, and can go on another time.
+
+    Args:
+        where: which judge stopped.
+        why: what stands in its way.
+        remedy: what to do before it goes on.
+        kept: whether replies outlive this run.
+    """
+
+    def __init__(self, where: str, why: str, remedy: str, kept: bool) -> None:
+        self.where, self.why, self.remedy, self.kept = where, why, remedy, kept
+        after = "then repeat the command" + ("; replies received so far are kept" if kept else "")
+        super().__init__(f"judging with {where} stopped: {why}. Resumable: {remedy}, {after}")
+
+    def __reduce__(self) -> tuple[type[Stopped], tuple[str, str, str, bool]]:
+        return type(self), (self.where, self.why, self.remedy, self.kept)
 
 
 class FormError(InputError):
@@ -103,14 +124,24 @@ class Endpoint:
         self.failed_in_a_row = self.failed_in_a_row + 1 if reply.error in ("outage", "unreadable") else 0
         self.usable = self.usable or reply.error not in ("outage", "unreadable")
         if not self.usable and self.failed_in_a_row >= HOPELESS:
-            raise InputError(
-                f"the judge endpoint {self.address} gave no usable answer to {HOPELESS} requests; the last: {reply.fault}",
-                "an endpoint answers base_url + /chat/completions with chat completions",
-                "check base_url (it often ends in /v1), and what the server says",
-            )
+            raise self._unusable(f"gave no usable answer to {HOPELESS} requests; the last: {reply.fault}")
         if self.failed_in_a_row >= OUTAGE:
             raise self._stopped(f"{OUTAGE} requests in a row got no usable answer; the last: {reply.fault}")
         return reply
+
+    async def knock(self, prompt: str) -> str | None:
+        """Send one request for one token, once; return the fault of an answer that says nothing of the next ones, None for any
+        other. It counts in the budget as every request does.
+
+        Raises:
+            InputError, StageError: as ``reply``.
+        """
+        reply, _ = await self._paid(prompt, 1)
+        if reply.error == "unreadable":
+            raise self._unusable(f"gave no usable answer: {reply.fault}")
+        if reply.error != "outage" or reply.fault is None or any(sign in reply.fault for sign in TOO_SHORT):
+            return None
+        return reply.fault
 
     async def _tried(self, prompt: str, tokens: int) -> Reply:
         """Send a request until it is answered or its tries are used up; the cost of all tries counts."""
@@ -281,20 +312,20 @@ class Endpoint:
                 f"the judge {judge.model} at {self.address} refuses {name}: {said}",
                 f"verdicts in the form {self.how.form} need it",
                 "leave verdict out, or set it to text",
-            )
+            ) from None  # what the endpoint said may hold the key: it is told cleaned, above
         if name == "temperature" and judge.temperature is not None:
             raise InputError(
                 f"the judge {judge.model} refuses temperature {judge.temperature:g}: {said}",
                 "a temperature that was set is never dropped silently",
                 "leave temperature out, or choose another model",
-            )
+            ) from None
         how = self.how.without(name)
         if how is None:
             raise InputError(
                 f"the judge {judge.model} refuses {name} {judge.room}: {said}",
                 "the endpoint must take a limit on the length of a reply",
                 "lower max_tokens, or choose another model",
-            )
+            ) from None
         self.how = how
 
     def _silence(self, error: APIConnectionError) -> str:
@@ -304,6 +335,13 @@ class Endpoint:
         if not self.reached and type(cause).__name__ in NOBODY:
             raise self._unreachable(why) from None
         return f"no answer from the endpoint: {why}"
+
+    def _unusable(self, what: str) -> InputError:
+        return InputError(
+            f"the judge endpoint {self.address} {what}",
+            "an endpoint answers base_url + /chat/completions with chat completions",
+            "check base_url (it often ends in /v1), and what the server says",
+        )
 
     def _unreachable(self, why: str) -> InputError:
         return InputError(
@@ -320,7 +358,7 @@ class Endpoint:
             given = f"the judge endpoint {self.address} refused the key in {judge.api_key_env} (HTTP {status})"
             remedy = f"put a key of this endpoint into {judge.api_key_env}, or correct api_key_env or base_url"
             raise InputError(given, f"the key must be valid for this endpoint and for the model {judge.model}", remedy) from None
-        if status == 404 or error.code == "model_not_found":
+        if status == 404 or error.code == "model_not_found" or (status in (400, 422) and any(sign in text for sign in UNKNOWN)):
             given = f"the judge endpoint {self.address} does not serve '{judge.model}' (HTTP {status}: {self._clean(words)})"
             rule = "the endpoint serves the model under base_url + /chat/completions"
             raise InputError(given, rule, "check the judge's name and base_url (it often ends in /v1)") from None
@@ -333,10 +371,9 @@ class Endpoint:
             return "filtered", f"the endpoint's content filter refused the question ({fault})"
         return "outage", fault
 
-    def _stopped(self, why: str, remedy: str = "see to the endpoint") -> StageError:
+    def _stopped(self, why: str, remedy: str = "see to the endpoint") -> Stopped:
         """Return the error for judging that can go on later."""
-        remedy += ", then repeat the command" + ("; replies received so far are kept" if self.judge.cache else "")
-        return StageError(f"judging with {self.judge.model} at {self.address} stopped: {why}. Resumable: {remedy}")
+        return Stopped(f"{self.judge.model} at {self.address}", why, remedy, kept=bool(self.judge.cache))
 
     def _clean(self, text: str, limit: int | None = 300) -> str:
         """Return text without the key, should the endpoint repeat it, not longer than a message should be, and fit for a file:

@@ -106,9 +106,8 @@ class LocalJudge:
             for start in range(0, len(missing), AT_ONCE):
                 part = missing[start : start + AT_ONCE]
                 now.update(self._replies(part, ids))
-                for request in part:
-                    if now[request.key].error is None:
-                        store.keep(request.key, now[request.key].record())
+                # All of them or none: what is asked together decides how sums round, also after an interruption.
+                store.keep_all({r.key: now[r.key].record() for r in part if now[r.key].error is None})
                 watch(len(now), len(missing))
         return Judged(verdicts(questions, planned, now, FORM), FORM)
 

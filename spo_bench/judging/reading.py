@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from math import exp
 from typing import Any, Literal
 
+from spo_bench.files import is_too_deep
 from spo_bench.judging.prompt import Form
 
 PARSER = 1  # raised whenever a reply may be read in another way; kept replies are then read again, and nothing is asked again
@@ -25,6 +26,7 @@ _MENU: Mapping[str, float] = {"A": 1.0, "B": 0.0, "C": 0.5}
 _ANCHORED = re.compile(r"\[\[([^\[\]]*)\]\]")
 _DECODER = json.JSONDecoder()
 MOST_BRACES = 300  # that begin no object, after which a text is no reply in JSON
+MOST_VAIN = 20_000_000  # characters read for such braces, some of them again and again; a reply has fewer
 _CUT: tuple[Error, str] = ("cut", "the reply was cut, and so it was with more room; raise max_tokens")
 _ENDS: Mapping[str, tuple[Error, str]] = {
     **dict.fromkeys(("length", "max_tokens", "model_length"), _CUT),
@@ -67,7 +69,7 @@ def _read_letters(letters: Mapping[str, float] | None) -> Reading:
     """P(A) / (P(A) + P(B)); a letter that is not among the reported tokens has a probability of nearly 0."""
     if not letters:
         return Reading(None, "no_verdict", "neither A nor B is among the most probable tokens")
-    if sum(exp(value) for value in letters.values()) < FAINT:
+    if sum(exp(min(value, 0.0)) for value in letters.values()) < FAINT:
         return Reading(None, "no_verdict", f"A and B together have less than {100 * FAINT:g} % of the probability")
     behind = letters.get("B", -1e9) - letters.get("A", -1e9)
     return Reading(1 / (1 + exp(max(min(behind, 700.0), -700.0))))
@@ -101,11 +103,14 @@ def _read_json(text: str) -> Reading:
 
 def _objects(text: str) -> Iterator[tuple[dict[str, Any], int]]:
     """Yield (object, where it ends) for the JSON objects of a text that are not inside one another."""
-    place, failed = text.find("{"), 0
-    while place != -1 and failed < MOST_BRACES:
+    place, failed, vain = text.find("{"), 0, 0
+    while place != -1 and failed < MOST_BRACES and vain < MOST_VAIN:
         try:
             value, end = _DECODER.raw_decode(text, place)
-        except (ValueError, RecursionError):
+            if is_too_deep(value):  # else how deep the parser goes would depend on where it is called
+                raise RecursionError
+        except (ValueError, RecursionError) as error:
+            vain += getattr(error, "pos", len(text)) - place
             end, failed = place + 1, failed + 1
         else:
             if isinstance(value, dict):

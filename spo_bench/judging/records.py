@@ -4,18 +4,53 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from typing import Any
+from typing import Annotated, Any, Literal, NotRequired
+
+from pydantic import Field, TypeAdapter, ValidationError
+from typing_extensions import TypedDict
 
 from spo_bench.errors import InputError
+from spo_bench.judging.annotations import pairing_of
 from spo_bench.judging.language import KEPT, Said, order, reread, verdict
-from spo_bench.judging.prompt import CLOSINGS
+from spo_bench.judging.prompt import Form, Side
 from spo_bench.judging.rates import Pairing, rates
-from spo_bench.judging.reading import FROM_TEXT, PARSER, Reading
+from spo_bench.judging.reading import FROM_TEXT, PARSER, Error, Reading
+from spo_bench.judging.rows import field
 from spo_bench.judging.verdict import Verdict, invalid_reasons, named
 
 SCHEMA_VERSION = 1
 _ENDED = (*FROM_TEXT, "cut", "filtered", None)
 """Errors of orders that have a reply; in the others there is nothing to read."""
+
+_Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class _Usage(TypedDict):
+    prompt_tokens: int
+    completion_tokens: int
+
+
+class _Order(TypedDict):
+    """What is read again of an order, and written again."""
+
+    first: Side
+    form: Form
+    error: Error | None
+    reason: str | None
+    cached: bool
+    request: NotRequired[str]
+    text: str | None
+    finish_reason: str | None
+    model: str | None
+    revision: str | None
+    letters: dict[Literal["A", "B"], _Finite] | None
+    usage: _Usage | None
+    cost: _Finite | None
+    parameters: dict[str, Any] | None
+    notes: list[str]
+
+
+_ORDERS = TypeAdapter(list[_Order])
 
 
 def read_again(record: Mapping[str, Any], place: str) -> dict[str, Any]:
@@ -24,22 +59,27 @@ def read_again(record: Mapping[str, Any], place: str) -> dict[str, Any]:
     Raises:
         InputError: the line holds no replies of a language model.
     """
-    orders = record.get("orders")
-    if not orders or not all(isinstance(one, dict) and one.get("form") in CLOSINGS for one in orders):
+    orders: Any = record.get("orders")
+    forms = [one["form"] for one in orders if isinstance(one, dict) and "form" in one] if isinstance(orders, list) else []
+    if not forms or len(forms) < len(orders):
         raise InputError(
             f"{place}: no replies",
             "only verdicts of a language model hold raw replies in `orders`",
             "give the verdicts.jsonl that `spo-bench judge run` wrote",
         )
+    try:
+        _ORDERS.validate_python(orders, strict=True)
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        raise InputError(
+            f"{place}, orders.{'.'.join(map(str, fault['loc']))}: {fault['msg']}",
+            "an order holds its reply as `spo-bench judge run` wrote it",
+            "judge these pairs again: replies that are kept cost nothing",
+        ) from None
+    pairing_of(place, record)
+    name = field(place, record, "id", "a verdict has the id of its pair", "judge these pairs again")
     again = []
     for one in orders:
-        for name in (*KEPT, "first", "error", "cached"):
-            if name not in one:
-                raise InputError(
-                    f"{place}: an order without '{name}'",
-                    "an order holds its reply as `spo-bench judge run` wrote it",
-                    "judge these pairs again: replies that are kept cost nothing",
-                )
         reading = reread(one, one["form"]) if one["error"] in _ENDED else Reading(None, one["error"], one["reason"])
         again.append(
             order(
@@ -47,15 +87,15 @@ def read_again(record: Mapping[str, Any], place: str) -> dict[str, Any]:
                 Said(reading, {name: one[name] for name in KEPT}),
                 one["form"],
                 one["cached"],
-                one.get("request", f"{record['id']} {one['first']}"),
+                one.get("request", f"{name} {one['first']}"),
             )
         )
-    return {**record, **verdict(record["id"], again, orders[0]["form"]).record()}
+    return {**record, **verdict(name, again, orders[0]["form"]).record()}
 
 
 def summary(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return what lines of ``verdicts.jsonl`` say together: rates in percent (of a), and counts."""
-    pairings = [Pairing(row["score"], row["length_a"], row["length_b"], row["cluster"], row["outcome"]) for row in records]
+    pairings = [Pairing(row["score"], row["length_a"], row["length_b"], row.get("cluster"), row["outcome"]) for row in records]
     verdicts = [verdict_of(row) for row in records]
     orders = [order for one in verdicts for order in one.orders]
     requests = {

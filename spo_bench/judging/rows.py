@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from spo_bench.errors import InputError
+from spo_bench.files import parse_json
 
 
 def read_rows(path: Path, remedy: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -22,8 +23,8 @@ def read_rows(path: Path, remedy: str) -> Iterator[tuple[str, Mapping[str, Any]]
     text, number = _text(path, remedy), 0
     if text.lstrip().startswith("["):
         try:
-            values: Iterator[tuple[int, Any]] = iter(enumerate(json.loads(text), 1))
-        except (ValueError, RecursionError) as error:
+            values: Iterator[tuple[int, Any]] = iter(enumerate(parse_json(text), 1))
+        except ValueError as error:
             raise InputError(f"{path}: not JSON: {error}", "a file that begins with [ is one JSON list", remedy) from None
     else:
         values = _lines(path, text, remedy)
@@ -40,8 +41,8 @@ def _lines(path: Path, text: str, remedy: str) -> Iterator[tuple[int, Any]]:
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             try:
-                yield number, json.loads(line)
-            except (ValueError, RecursionError) as error:
+                yield number, parse_json(line)
+            except ValueError as error:
                 raise InputError(f"{path}, line {number}: not JSON: {error}", "a row is one line of JSON", remedy) from None
 
 

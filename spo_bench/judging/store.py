@@ -84,7 +84,7 @@ class ReplyStore:
         for start in range(0, len(keys), _AT_ONCE):
             part = keys[start : start + _AT_ONCE]
             marks = ",".join("?" * len(part))
-            rows = self._db.execute(f"SELECT key, reply FROM replies WHERE key IN ({marks})", part)  # noqa: S608 - question marks
+            rows = self._db.execute(f"SELECT key, reply FROM replies WHERE key IN ({marks})", part)  # noqa: S608 - question marks  # nosec B608
             found.update((key, json.loads(reply)) for key, reply in rows)
         return found
 
@@ -92,6 +92,17 @@ class ReplyStore:
         """Keep a reply; one that is there under the same key is replaced, or stays."""
         words = "INSERT OR REPLACE INTO replies VALUES (?, ?)" if replace else "INSERT OR IGNORE INTO replies VALUES (?, ?)"
         self._db.execute(words, (key, canonical_json(reply)))
+
+    def keep_all(self, replies: Mapping[str, Mapping[str, Any]]) -> None:
+        """Keep some replies together: all of them or none."""
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            for key, reply in replies.items():
+                self.keep(key, reply)
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
+        self._db.execute("COMMIT")
 
     def reserve(self, purse: str, dollars: float, max_dollars: float | None, max_calls: int | None) -> bool:
         """Take an amount and one call out of a purse unless that would pass a limit; say whether it was taken.

@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field, SerializerFunctionWrapHandler, mode
 
 from spo_bench.errors import InputError
 from spo_bench.matrix.faults import fault
-from spo_bench.matrix.sections import Count, Flag, Natural, Rate, Section, Share, Text
+from spo_bench.matrix.sections import Count, Flag, Natural, Rate, Section, Share, Text, repeated
 
 NONE = "none"
 AXES = ("fraction", "label_flip", "holdout", "relabel", "list_size", "regime")
@@ -182,7 +182,7 @@ class DataAxes(Section):
     def _once(self) -> Self:
         for name in AXES:
             shown = [str(Point(**{name: value}).axes().get(name, "the plain value")) for value in getattr(self, name)]
-            if twice := next((value for place, value in enumerate(shown) if value in shown[:place]), None):
+            if (twice := repeated(shown)) is not None:
                 raise fault(f"'{twice}' is listed twice", "every value of an axis is there once", "remove one", name)
         return self
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import product
 from typing import Any
 
 from spo_bench.errors import InputError
+from spo_bench.matrix import sources
 from spo_bench.matrix.axes import NONE, Point
 from spo_bench.matrix.checks import check_size, check_together
 from spo_bench.matrix.evaluation import Evaluation, Place, on_disk, task_local
@@ -17,15 +19,9 @@ from spo_bench.methods import get_addition, get_method
 from spo_bench.models import vllm
 from spo_bench.models.embedded import embedded_identity
 from spo_bench.models.numerics import MICRO_TOKENS, Numerics
-from spo_bench.models.source import (
-    EMBEDDED,
-    check_policy,
-    layers_and_positions,
-    resolve,
-    tokenizer_identity,
-    weights_identity,
-)
+from spo_bench.models.source import EMBEDDED, tokenizer_identity, weights_identity
 from spo_bench.plugins import get_task
+from spo_bench.problems import Problems
 from spo_bench.spo import settings as spo_settings
 from spo_bench.spo.settings import SpoSettings
 from spo_bench.stages.base import Stage
@@ -64,15 +60,34 @@ class Cell:
 
 
 def expand(spec: Spec, place: Place) -> list[Cell]:
-    """Return every cell of a spec with its stages.
+    """Return every cell of a spec with its stages. All models and data are looked for before any model is fetched.
 
     Raises:
-        InputError: a model, reward model or data set that is not there, or settings that cannot go together.
+        InputError: models, reward models or data sets that are not there, or settings that cannot go together; all of them.
     """
-    listed = (*(spec.sft_tasks or ()), *spec.tasks)
-    tasks = {task.label: get_task(task.name, task.data, place.tasks_dirs) for task in listed}
-    identities = {label: task_identity(task) for label, task in tasks.items()}
-    cells = [cell for model in spec.models for cell in ModelPlan(spec, model, place, tasks, identities).cells()]
+    problems = Problems()
+    listed = {task.label: task for task in (*(spec.sft_tasks or ()), *spec.tasks)}
+    tasks: dict[str, Task] = {}
+    identities: dict[str, Mapping[str, Any]] = {}
+    for label, task in listed.items():
+        with problems.noted():
+            tasks[label] = get_task(task.name, task.data, place.tasks_dirs)
+            identities[label] = task_identity(tasks[label])
+    for source in sources.named_in(spec):
+        with problems.noted():
+            source.look(place.offline)
+    for method, point in product(spec.methods, spec.data_axes.points()):
+        with problems.noted():
+            check_together(spec, method, point)
+    if spec.generate.backend == "vllm":
+        with problems.noted():
+            vllm.check(place.device, spec.train.lora.rank if spec.train.lora else 0)
+    problems.raise_any()
+    cells: list[Cell] = []
+    for model in spec.models:
+        with problems.noted():
+            cells += ModelPlan(spec, model, place, tasks, identities).cells()
+    problems.raise_any()
     if len({cell.id for cell in cells}) != len(cells):
         raise InputError(
             "two cells of this matrix have one id",
@@ -125,7 +140,6 @@ class ModelPlan:
             for point in self.spec.data_axes.points():
                 axes = point.axes()
                 for method in self.spec.methods:
-                    check_together(self.spec, method, point)
                     for seed in self.spec.seeds:
                         baseline = None
                         for spo in sorted(self.spec.spo, key=lambda variant: variant is not None):
@@ -165,17 +179,15 @@ class ModelPlan:
                 Stage("tokenizer", version("tokenizer"), {"embedded": digest(read), "seed": SHARED_SEED}),
                 Stage("model", version("model"), {"embedded": digest(identity), "seed": SHARED_SEED}),
             )
-        directory = resolve(self.model.path, self.model.revision, self.place.offline, self.model.trust_remote_code)
-        check_policy(directory)
-        check_size(self.spec, str(directory), *layers_and_positions(directory))
+        directory = sources.start(self.spec, self.model).fetch(self.place.offline)
         words = tokenizer_identity(directory, self.place.hashes)
         tokenizer = Stage("tokenizer", version("tokenizer"), words, local={"directory": str(directory)})
         weights = weights_identity(directory, self.place.hashes)
         if self.model.adapter is None:
             return tokenizer, Stage("model", version("model"), {"weights": weights}, local={"directory": str(directory)})
-        adapter = resolve(self.model.adapter, None, self.place.offline)
-        parts = {"weights": weights, "tokenizer": words, "adapter": weights_identity(adapter, self.place.hashes)}
-        local = {**self.local, "base": str(directory), "adapter": str(adapter)}
+        added = sources.adapter(self.model.adapter).fetch(self.place.offline)
+        parts = {"weights": weights, "tokenizer": words, "adapter": weights_identity(added, self.place.hashes)}
+        local = {**self.local, "base": str(directory), "adapter": str(added)}
         return tokenizer, Stage("model", version("model"), {**parts, "numerics": self.full}, local=local)
 
     def _data(self, task: TaskSpec) -> Stage:
@@ -350,9 +362,7 @@ class ModelPlan:
     @kept
     def _others(self, task: TaskSpec, name: str) -> Stage:
         """Return another model's answers to the training prompts, in its own tokens and by its own template."""
-        directory = resolve(name, None, self.place.offline)
-        check_policy(directory)
-        model = on_disk(directory, self.place)
+        model = on_disk(sources.language_model(name).fetch(self.place.offline), self.place)
         own = self.data[task.label]
         data = Stage("data", own.version, own.config, {"model": model}, {**own.local, "trust_remote_code": False})
         stage = self._generate(data, model, SHARED_SEED, "train")

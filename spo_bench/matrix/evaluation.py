@@ -14,11 +14,12 @@ from spo_bench.judging.prompt import check_template
 from spo_bench.judging.reading import PARSER
 from spo_bench.judging.settings import longest
 from spo_bench.judging.store import FILE
+from spo_bench.matrix import sources
 from spo_bench.matrix.identity import judge_of, method_identity, metric_content, metric_label, reward_label
 from spo_bench.matrix.kept import kept
 from spo_bench.matrix.sections import JudgeSpec
 from spo_bench.matrix.spec import MethodSpec, Spec, TaskSpec
-from spo_bench.models.source import check_policy, check_reward_model, model_identity, resolve
+from spo_bench.models.source import model_identity
 from spo_bench.stages.base import Stage
 from spo_bench.stages.registry import version
 from spo_bench.store.artifacts import HashCache
@@ -55,6 +56,17 @@ def on_disk(directory: Path, place: Place) -> Stage:
 def task_local(task: TaskSpec, place: Place) -> dict[str, Any]:
     """Return what a stage needs to load a task here."""
     return {"task": task.name, "data": task.data, "tasks_dirs": list(place.tasks_dirs), "max_dropped": task.max_dropped}
+
+
+def endpoint_settings(judge: JudgeSpec, template: str, purse: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return what of a judge behind an endpoint can change a verdict, and what cannot: its traffic and what it may cost."""
+    wanted = judge.model_dump(mode="json")
+    verdicts = ("orders", "model", "verdict", "max_tokens", "temperature")
+    traffic = ("base_url", "api_key_env", "concurrency", "timeout", "max_calls", "max_cost", "price_input", "price_output")
+    return (
+        {"template": template, **{key: wanted[key] for key in verdicts}},
+        {**{key: wanted[key] for key in traffic}, "budget": purse},
+    )
 
 
 @dataclass(frozen=True)
@@ -117,9 +129,7 @@ class Evaluation:
     def reward_model(self, task: TaskSpec, name: str) -> Stage:
         """Return a reward model: on disk, or trained on the task's held-out pairs."""
         if name != "trained":
-            directory = resolve(name, None, self.place.offline)
-            check_reward_model(directory)
-            return on_disk(directory, self.place)
+            return on_disk(sources.reward_model(name).fetch(self.place.offline), self.place)
         wanted = self.spec.reward_training
         settings = {**self.settings, **wanted.model_dump(mode="json")}
         config = {
@@ -213,31 +223,18 @@ class Evaluation:
             judge["task"] = self.identities[task.label]
         if self.spec.judge is None or kind not in ("local", "openai"):
             return judge, inputs, local
-        wanted = self.spec.judge.model_dump(mode="json")
-        settings = {"template": self.tasks[task.label].judge_prompt, "orders": wanted["orders"]}
         judge["parser"] = PARSER  # a better one makes the stage again, from the replies that are kept
-        local |= {"max_invalid": wanted["max_invalid"], "judge_cache": str(self.place.hashes.root / FILE)}
+        wanted, template = self.spec.judge, self.tasks[task.label].judge_prompt
+        local |= {"max_invalid": wanted.max_invalid, "judge_cache": str(self.place.hashes.root / FILE)}
         if kind == "openai":
-            settings |= {key: wanted[key] for key in ("model", "verdict", "max_tokens", "temperature")}
-            traffic = (
-                "base_url",
-                "api_key_env",
-                "concurrency",
-                "timeout",
-                "max_calls",
-                "max_cost",
-                "price_input",
-                "price_output",
-            )
-            local["judge"] = {**{key: wanted[key] for key in traffic}, "budget": self.place.purse}
+            settings, local["judge"] = endpoint_settings(wanted, template, self.place.purse)
             ApiJudge(**settings, **local["judge"])  # refuses what cannot work
-            return judge | {"settings": settings, "place": place_of(wanted["base_url"])}, inputs, local
-        directory = resolve(target, None, self.place.offline)
-        check_policy(directory)
-        check_template(settings["template"])
-        settings["max_length"] = longest(directory)
+            return judge | {"settings": settings, "place": place_of(wanted.base_url)}, inputs, local
+        directory = sources.language_model(target).fetch(self.place.offline)
+        check_template(template)
+        settings = {"template": template, "orders": wanted.orders, "max_length": longest(directory)}
         # Its invalid verdicts are final, so another ceiling is asked of kept replies again.
-        judge |= {"settings": settings, "max_invalid": wanted["max_invalid"]}
+        judge |= {"settings": settings, "max_invalid": wanted.max_invalid}
         inputs["judge_model"] = on_disk(directory, self.place)
         identity = {"model": inputs["judge_model"].key, "version": version("judge")}
         # Trust in the policy's code is no trust in a judge's.

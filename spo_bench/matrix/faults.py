@@ -15,7 +15,28 @@ from spo_bench.errors import InputError, suggestion
 
 Path = tuple[str | int, ...]
 _SHOWN = 8  # faults named at once
-_brief = reprlib.Repr()
+# What pydantic says in words of Python, in those of a YAML file.
+_WORDS = {
+    **dict.fromkeys(("tuple_type", "list_type"), "it should be a list"),
+    **dict.fromkeys(("model_type", "model_attributes_type", "dict_type"), "it should be a mapping of keys to values"),
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "it should be a whole number"),
+    **dict.fromkeys(("float_type", "float_parsing"), "it should be a number"),
+    **dict.fromkeys(("bool_type", "bool_parsing"), "it should be true or false"),
+    "string_type": "it should be text",
+}
+
+
+class _Brief(reprlib.Repr):
+    """Values of whatever size in a few words, as a YAML file has them."""
+
+    def repr_bool(self, value: bool, level: int) -> str:
+        return str(value).lower()
+
+    def repr_NoneType(self, value: None, level: int) -> str:  # noqa: N802 - reprlib finds it by the type's name
+        return "null"
+
+
+_brief = _Brief()
 _brief.maxlevel, _brief.maxstring, _brief.maxother = 2, 80, 80
 _REMEDY = "correct this key; `spo-bench presets show quick` prints a complete spec"
 
@@ -62,7 +83,10 @@ def as_input_error(
             entry = (f"'{path[-1]}' is missing", _rule("it must be given", found), remedy)
         else:
             text = re.sub(r"^\w+ should", "it should", item["msg"].removeprefix("Value error, "))
-            entry = (f"given {brief(item['input'])}", _rule(text, found), remedy)
+            text = _WORDS.get(str(item["type"]), re.sub(r" after validation, not \d+$", "", text))
+            names = re.findall(r"'([^']*)'", str(context.get("expected", "")))
+            advice = suggestion(item["input"], names) if names and isinstance(item["input"], str) else remedy
+            entry = (f"given {brief(item['input'])}", _rule(text, found), advice)
         # A list whose items are all at fault is reported as too short besides.
         if item["type"] != "too_short" or not item["input"]:
             faults.setdefault(path, entry)

@@ -10,19 +10,27 @@ from pathlib import Path
 from typing import Any
 
 from spo_bench.errors import InputError
-from spo_bench.files import file_hash
+from spo_bench.files import canonical_json, file_hash
 from spo_bench.matrix.spec import MethodSpec, Spec
 from spo_bench.methods import get_addition, get_method
-from spo_bench.plugins import built_in_folder
+from spo_bench.plugins import is_built_in
 from spo_bench.store.artifacts import digest
 from spo_bench.task import Task
 
 
 def task_identity(task: Task) -> dict[str, Any]:
     """Return what a task is: what it says itself, and for a plugin also its folder's code, which no version may record."""
-    source = Path(inspect.getfile(type(task))).resolve()
-    if source.is_relative_to(built_in_folder()):
+    if is_built_in(type(task)):
         return task.identity()
+    source = Path(inspect.getfile(type(task))).resolve()
+    try:
+        canonical_json(task.identity())
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"identity() of task '{task.name}' cannot be written as JSON ({error})",
+            "it says in texts, numbers, lists and mappings with texts as keys which rows the task gives",
+            f"mend it in {source}",
+        ) from error
     return {**task.identity(), "code": {path.name: file_hash(path) for path in sorted(source.parent.glob("*.py"))}}
 
 

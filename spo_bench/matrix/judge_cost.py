@@ -98,11 +98,12 @@ def judge_plan(judge: JudgeSpec | None, stages: Iterable[Stage], store: Store, p
         return None
     counter = _Counter(judge, store)
     distinct = {stage.key: stage for stage in stages}
-    found = {key: counter.cost(stage) for key, stage in distinct.items() if not final(stage, store) and _asks(stage)}
-    total = _sum(found.values(), judge)
+    asking = {one: who for one in distinct.values() if (who := asked(one)) is not None and not final(one, store)}
+    found = {stage.key: counter.cost(stage) for stage in asking if stage.kind != "train"}
+    total = _sum([*found.values(), *map(counter.first, list(asking.values())[:1])], judge)
     warnings = judge_warnings(judge) + list(counter.notes)
     warnings += _limits(judge, total, spent_from(store.root / FILE, purse) if purse else Spent())
-    labelled = [stage for stage in distinct.values() if not stage.done(store) and _labels(stage)]
+    labelled = [stage for stage in asking if stage.kind == "train"]
     if labelled:
         each = max(_meetings(stage) for stage in labelled) * _orders(judge)
         warnings.append(
@@ -117,12 +118,10 @@ def final(stage: Stage, store: Store) -> bool:
     return stage.done(store) and not store.to_retry(stage.kind, stage.key)
 
 
-def _asks(stage: Stage) -> bool:
-    return stage.kind in ("judge", "judge_audit") and stage.config["judge"]["kind"] == "openai"
-
-
-def _labels(stage: Stage) -> bool:
-    return stage.kind == "train" and stage.config.get("labeller", {}).get("kind") == "openai"
+def asked(stage: Stage) -> Mapping[str, Any] | None:
+    """Return the judge behind an endpoint that a stage asks, for verdicts or to label own answers; None where it asks none."""
+    judge: Mapping[str, Any] = stage.config.get("labeller" if stage.kind == "train" else "judge", {})
+    return judge if judge.get("kind") == "openai" else None
 
 
 def _meetings(stage: Stage) -> int:
@@ -174,6 +173,11 @@ class _Counter:
         # A case that has a verdict now may be among the first that have one, which are those attacked.
         questions = (again or cases + int(stage.config["retest"] * cases)) + attacked * len(TRIED)
         return self._of(questions, plain, padding)
+
+    def first(self, judge: Mapping[str, Any]) -> JudgeCost:
+        """Return what one short question costs that is asked before anything is run."""
+        prompt_tokens = round(self._around(judge["settings"]["template"]))
+        return JudgeCost(1, prompt_tokens, 1, self._price(prompt_tokens, 1))
 
     def _of(self, questions: int, tokens: float, more: float = 0.0) -> JudgeCost:
         """Return the cost of questions of so many tokens each, and ``more`` tokens in all."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,6 +14,7 @@ from typing import Any
 
 import yaml
 from pydantic import ValidationError
+from yaml.constructor import ConstructorError
 
 from spo_bench.errors import InputError, suggestion, unknown
 from spo_bench.matrix.faults import as_input_error, brief
@@ -23,12 +25,26 @@ from spo_bench.plugins import find_tasks
 PRESETS = Path(__file__).parent / "presets"
 DEFAULT = "quick"
 LARGEST = 100_000  # values in a file; a few nested aliases can stand for billions
+DEEPEST = 50  # lists and mappings in one another, far from where the interpreter's own limit is in any place
+LARGEST_FILE = 1_000_000  # bytes, read in seconds
 _KEEP = (EMBEDDED, TRAINED)  # names with a meaning of their own, never paths
+_TOO_DEEP = f"more than {DEEPEST} lists and mappings in one another, aliases written out"
 Marks = dict[tuple[str | int, ...], str]
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML's safe loader, with the numbers of YAML 1.2: ``1e-6`` is a number, not text."""
+    """YAML's safe loader, with the numbers of YAML 1.2: ``1e-6`` is a number, not text; what a value cannot be has its place."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """Return a node's value; raises ConstructorError where its text is none of its type, or of a size nothing here has."""
+        try:
+            value = super().construct_object(node, deep)
+            if isinstance(value, int) and value.bit_length() > 64:
+                raise ValueError
+        except (ValueError, LookupError, AttributeError, ArithmeticError):
+            kind, mark = node.tag.rpartition(":")[2], node.start_mark
+            raise ConstructorError(None, None, f"{brief(node.value)} is no {kind} that can be used", mark) from None
+        return value
 
 
 _Loader.add_implicit_resolver(
@@ -131,14 +147,15 @@ def _find(source: str | Path) -> Path:
     """Return the file of a preset's name or a path."""
     if isinstance(source, str) and source in presets():
         return PRESETS / f"{source}.yaml"
-    path = Path(source).expanduser()
-    if path.is_file():
+    path = _existing(source)
+    if path is not None and path.is_file():
         return path
-    if path.is_dir():
+    if path is not None and path.is_dir():
         raise InputError(f"spec '{source}' is a folder", "a spec is a preset's name or a YAML file", "name the file")
-    near = sorted(p.name for p in path.parent.iterdir() if p.suffix in (".yaml", ".yml")) if path.parent.is_dir() else []
-    close = difflib.get_close_matches(path.name, near, n=1)
-    also = f"; did you mean the file '{path.parent / close[0]}'?" if close else ""
+    folder = _existing(Path(source).parent)
+    near = sorted(p.name for p in folder.iterdir() if p.suffix in (".yaml", ".yml")) if folder and folder.is_dir() else []
+    close = difflib.get_close_matches(Path(source).name, near, n=1)
+    also = f"; did you mean the file '{folder / close[0]}'?" if folder and close else ""
     raise InputError(
         f"spec '{source}' is neither a preset nor a file",
         "a spec is a preset's name or a YAML file",
@@ -174,9 +191,9 @@ def _extended(raw: _Raw, origin: str, folder: Path, chain: tuple[Path, ...]) -> 
     base = value.pop("extends")
     if not isinstance(base, str):
         raise InputError(f"{place}, extends: given {brief(base)}", "extends is one preset's name or one file", "give a name")
-    beside = folder / Path(base).expanduser()
+    beside = _existing(base, folder)
     try:
-        found = beside if base not in presets() and beside.is_file() else _find(base)
+        found = beside if base not in presets() and beside is not None and beside.is_file() else _find(base)
     except InputError as error:
         raise InputError(
             f"{place}, extends: {error.given}", "extends is a preset's name or a file, from this file's folder", error.remedy
@@ -204,14 +221,19 @@ def parse_yaml(path: Path, what: str = "a spec", remedy: str = "see `spo-bench p
         InputError: it cannot be read, is not UTF-8, not YAML (with line and column), empty, no mapping, or has a key twice.
     """
     try:
+        if (size := path.stat().st_size) > LARGEST_FILE:
+            raise InputError(f"{path} has {size:,} bytes", f"{what} has at most {LARGEST_FILE:,}", remedy)
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read ({error})", f"{what} is a UTF-8 text file", "check the file") from error
-    loader = _Loader(text)
     try:
+        loader = _Loader(text)
         node = loader.get_single_node()
-        if _size(node, {}) > LARGEST:
+        values, depth = _extent(node, {})
+        if values > LARGEST:
             raise ValueError(f"more than {LARGEST} values, aliases written out")
+        if depth > DEEPEST:
+            raise ValueError(_TOO_DEEP)
         marks: Marks = {}
         _mark(node, (), _shown(path), marks, set())
         value = loader.construct_document(node) if node is not None else None
@@ -222,24 +244,24 @@ def parse_yaml(path: Path, what: str = "a spec", remedy: str = "see `spo-bench p
             f"{_shown(path)}{at}: {error.problem or error.context}", f"{what} is YAML", "correct the line; indent with spaces"
         ) from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise InputError(f"{_shown(path)}: {error}", f"{what} is YAML", "correct the file") from error
-    finally:
-        loader.dispose()
+        text = _TOO_DEEP if isinstance(error, RecursionError) else str(error)
+        raise InputError(f"{_shown(path)}: {text}", f"{what} is YAML", "correct the file") from error
     if not isinstance(value, dict):
         given = "is empty" if value is None else f"holds a {type(value).__name__}"
         raise InputError(f"{_shown(path)} {given}", f"{what} is a mapping of keys to values", remedy)
     return _Raw({str(key): item for key, item in value.items()}, marks)
 
 
-def _size(node: yaml.Node | None, known: dict[int, float]) -> float:
-    """Return how many values a node stands for, aliases written out; one that holds itself has no end."""
-    if isinstance(node, yaml.CollectionNode):
-        if id(node) not in known:
-            known[id(node)] = inf
-            children = [child for item in node.value for child in (item if isinstance(item, tuple) else (item,))]
-            known[id(node)] = 1 + sum(_size(child, known) for child in children)
-        return known[id(node)]
-    return 1
+def _extent(node: yaml.Node | None, known: dict[int, tuple[float, int]]) -> tuple[float, int]:
+    """Return how many values a node stands for, aliases written out, and how deep; one that holds itself has no end."""
+    if not isinstance(node, yaml.CollectionNode):
+        return 1, 0
+    if id(node) not in known:
+        known[id(node)] = inf, 0
+        children = [child for item in node.value for child in (item if isinstance(item, tuple) else (item,))]
+        sizes, depths = zip((0, 0), *(_extent(child, known) for child in children))
+        known[id(node)] = 1 + sum(sizes), 1 + max(depths)
+    return known[id(node)]
 
 
 def _mark(node: yaml.Node | None, path: tuple[str | int, ...], name: str, marks: Marks, seen: set[int]) -> None:
@@ -255,7 +277,7 @@ def _mark(node: yaml.Node | None, path: tuple[str | int, ...], name: str, marks:
         keys: dict[str, int] = {}
         for key, item in node.value:
             line = key.start_mark.line + 1
-            if key.value in keys and isinstance(key, yaml.ScalarNode):
+            if isinstance(key, yaml.ScalarNode) and key.value in keys:
                 raise InputError(
                     f"{name}, line {line}: key '{key.value}' again, first in line {keys[key.value]}",
                     "a key stands once in a mapping",
@@ -332,7 +354,17 @@ def _local(name: Any, folder: Path) -> Any:
     if not isinstance(name, str) or not name or name in _KEEP:
         return name
     for base in (folder, Path.cwd()):
-        path = base / Path(name).expanduser()
-        if path.exists():
+        if (path := _existing(name, base)) is not None:
             return os.path.abspath(path)  # a link keeps its name: it is the model's label
     return name
+
+
+def _existing(name: str | Path, folder: Path = Path()) -> Path | None:
+    """Return the path of what a name is from a folder, None where nothing is there, as of a user whom nobody knows."""
+    path = folder / os.path.expanduser(name)
+    try:
+        return path if path.exists() else None
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        return None

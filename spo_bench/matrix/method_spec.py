@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_serializer, model_validator
 
 from spo_bench.errors import InputError, suggestion
 from spo_bench.matrix.faults import as_input_error, brief, fault, from_input_error
-from spo_bench.matrix.sections import Section, Text, TrainSpec, once
+from spo_bench.matrix.sections import Label, Section, Text, TrainSpec, once
 from spo_bench.methods import SFT, addition_names, check_additions, get_method, resolve, resolve_addition
 
 
@@ -59,7 +59,7 @@ class MethodSpec(Section):
         (), description=f"what is added to it: {', '.join(addition_names())}; `dpo+sft` is short for dpo with plus: [sft]"
     )
     train: dict[str, Any] = Field({}, description=f"what it replaces in the section train: {', '.join(PER_METHOD)}")
-    label: str = Field(
+    label: Label | Literal[""] = Field(
         "", description="name in tables and for --method; default: the name, and what tells entries of one name apart"
     )
 
@@ -132,11 +132,17 @@ def label_methods(entries: Sequence[MethodSpec]) -> tuple[MethodSpec, ...]:
     """Give every entry without a label its method's name, with the values that differ from the default where they tell
     entries of one name apart.
     """
+    named: dict[str, list[dict[str, Any]]] = {}
+    for entry in entries:
+        named.setdefault(entry.full_name, []).append({**entry.hyperparameters, **entry.train})
+    differing = {
+        name: {key for key in set().union(*settings) if len({one.get(key) for one in settings}) > 1}
+        for name, settings in named.items()
+    }
     labelled = []
     for entry in entries:
-        settings = [{**other.hyperparameters, **other.train} for other in entries if other.full_name == entry.full_name]
         default, own = resolve(entry.name), {**entry.hyperparameters, **entry.train}
-        telling = [key for key in own if any(other.get(key) != own[key] for other in settings) and own[key] != default.get(key)]
+        telling = [key for key in own if key in differing[entry.full_name] and own[key] != default.get(key)]
         shown = ", ".join(f"{key}={own[key]:g}" if isinstance(own[key], float) else f"{key}={own[key]}" for key in telling)
         labelled.append(
             entry

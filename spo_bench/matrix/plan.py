@@ -12,6 +12,8 @@ from spo_bench.matrix.cells import Cell
 from spo_bench.stages.base import Stage
 from spo_bench.store.artifacts import Store
 
+MOST = 3  # changes in one line
+
 
 @dataclass(frozen=True)
 class StageState:
@@ -26,46 +28,54 @@ class StageState:
     why: str
 
 
-def stage_states(cells: Sequence[Cell], store: Store, earlier: Mapping[str, Mapping[str, str]]) -> list[StageState]:
+def stage_states(
+    cells: Sequence[Cell], store: Store, earlier: Mapping[str, Mapping[str, str]], closely: bool = False
+) -> list[StageState]:
     """Return the state of every stage with its reason.
 
     Args:
         cells: the matrix.
         store: where artifacts are.
         earlier: cell id -> stage name -> key, of an earlier run in the same directory.
+        closely: whether the files of artifacts are looked at: one that lacks a file or a part of one is stale.
     """
     distinct: dict[str, tuple[str, str]] = {}
     states = []
     for cell in cells:
         for name, stage in cell.stages.items():
             if stage.key not in distinct:
-                distinct[stage.key] = _state(stage, store)
+                distinct[stage.key] = stage_state(stage, store, closely)
             state, why = distinct[stage.key]
             before = earlier.get(cell.id, {}).get(name)
-            if state == "missing" and before is not None and before != stage.key:
+            if state == "missing" and before is not None and before != stage.key and not store.failure(stage.kind, stage.key):
                 state, why = "stale", _changed(stage, before, store)
             states.append(StageState(cell.id, name, stage, state, why))
     return states
 
 
-def _state(stage: Stage, store: Store) -> tuple[str, str]:
+def stage_state(stage: Stage, store: Store, closely: bool = False) -> tuple[str, str]:
     """Return the state of a stage and why, whatever an earlier run made."""
     if again := store.to_retry(stage.kind, stage.key):
         return "stale", f"{again} invalid verdict{'s are' if again > 1 else ' is'} asked for again"
     if stage.done(store):
-        return "done", f"in the store as {stage.kind}/{stage.key}" if "directory" not in stage.local else "on disk"
+        if closely and not stage.on_disk and (fault := store.fault(stage.kind, stage.key, contents=False)):
+            return "stale", f"made again when it is read, since it is damaged: {fault}"
+        return "done", f"in the store as {stage.kind}/{stage.key}" if not stage.on_disk else "on disk"
+    if failed := store.failure(stage.kind, stage.key):
+        return "missing", f"failed before: {failed}; --retry-failed tries again"
+    if remains := store.remains(stage.kind, stage.key):
+        return "missing", f"made again: {remains}"
     waits = [name for name, source in stage.inputs.items() if not source.done(store)]
     return "missing", f"not made yet; waits for {', '.join(waits)}" if waits else "not made yet; its inputs are there"
 
 
 def _changed(stage: Stage, before: str, store: Store) -> str:
-    """Return what differs between a stage and the one an earlier run made in its place."""
+    """Return in one line what differs between a stage and the one an earlier run made in its place."""
     old = store.identity(stage.kind, before)
-    return (
-        "; ".join(differences(old, stage.identity))
-        if old
-        else f"its key changed from {before}, which is not in the store any more"
-    )
+    if old is None:
+        return f"its key changed from {before}, which is not in the store any more"
+    found = list(differences(old, stage.identity))
+    return "; ".join(found[:MOST]) + (f"; {len(found) - MOST} more (--why)" if len(found) > MOST else "")
 
 
 def differences(old: Any, new: Any) -> Iterator[str]:
@@ -74,7 +84,17 @@ def differences(old: Any, new: Any) -> Iterator[str]:
         if path.startswith("inputs."):
             yield f"{path.removeprefix('inputs.')} changed"
         else:
-            yield f"{path}: {_brief(before)} → {_brief(after)}"
+            yield told(path, before, after, new["kind"])
+
+
+def told(path: str, before: Any, after: Any, kind: str, most: int = 60) -> str:
+    """Return a sentence on one thing that changed in a stage's identity; its values are cut after so many letters."""
+    values = " → ".join(text if len(text := str(value)) <= most else text[: most - 1] + "…" for value in (before, after))
+    if path == "version":
+        return f"the code that makes it changed: {kind} {values}"
+    if path.endswith(".version"):
+        return f"the code of {path.removesuffix('.version').removeprefix('config.')} changed: {values}"
+    return f"{path}: {values}"
 
 
 def changes(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
@@ -86,12 +106,9 @@ def changes(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any, Any]
         yield path, old, new
 
 
-def _brief(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 60 else text[:57] + "…"
-
-
 def earlier_keys(run: Path) -> dict[str, dict[str, str]]:
-    """Return cell id -> stage name -> key of a run directory; empty where there is none."""
-    listing = run / "cells.jsonl"
-    return {row["id"]: row.get("keys", {}) for row in read_jsonl(listing)} if listing.is_file() else {}
+    """Return cell id -> stage name -> key of a run directory; empty where there is none that can be read."""
+    try:
+        return {row["id"]: row.get("keys", {}) for row in read_jsonl(run / "cells.jsonl")}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}

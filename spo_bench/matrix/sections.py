@@ -2,20 +2,68 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
+    ValidationInfo,
     field_validator,
     model_serializer,
     model_validator,
 )
 
-from spo_bench.matrix.faults import fault
+from spo_bench.errors import InputError
+from spo_bench.judging.capabilities import address, check_variable
+from spo_bench.matrix.faults import brief, fault, from_input_error
+
+LONGEST_LABEL = 120  # characters
+_HIDDEN = ("Cc", "Cs", "Zl", "Zp")  # categories of control characters, halves of characters, and line ends
+_TURNING = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")  # marks that show a text in another order
+
+
+def check_texts(value: Any, where: str = "") -> None:
+    """Refuse texts, of keys too, with characters that no terminal, table or file name should be given.
+
+    Raises:
+        a validation error that names the first such text.
+    """
+    if isinstance(value, str):
+        hidden = next((one for one in value if not one.isprintable() and _is_hidden(one)), None)
+        if hidden is not None:
+            raise fault(
+                f"{where or 'a text'} is {brief(value)}, with the character U+{ord(hidden):04X}",
+                "texts of a spec are one line, and hold no control characters and no marks that change the order of letters",
+                "remove the character",
+            )
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            check_texts(key, f"a key {f'of {where}' if where else 'here'}")
+            check_texts(item, f"{where}.{key}" if where else str(key))
+    elif isinstance(value, list | tuple):
+        for place, item in enumerate(value):
+            check_texts(item, f"{where}[{place}]")
+
+
+def _is_hidden(letter: str) -> bool:
+    return unicodedata.category(letter) in _HIDDEN or unicodedata.bidirectional(letter) in _TURNING
+
+
+def _shown(label: str) -> str:
+    """Refuse a label that does not look in a table like what it is."""
+    if not label.isprintable() or label != label.strip() or len(label) > LONGEST_LABEL:
+        raise fault(
+            f"the label {brief(label)}",
+            f"a label is at most {LONGEST_LABEL} visible characters, with no space at its ends",
+            "give a plain `label`",
+        )
+    return label
+
 
 Count = Annotated[int, Field(strict=True, ge=1)]
 Natural = Annotated[int, Field(strict=True, ge=0)]
@@ -25,8 +73,10 @@ Share = Annotated[Number, Field(ge=0, le=1)]
 Weight = Annotated[Number, Field(ge=0)]
 Flag = Annotated[bool, Field(strict=True)]
 Text = Annotated[str, Field(min_length=1)]
+Label = Annotated[Text, AfterValidator(_shown)]
 Dtype = Literal["auto", "float32", "bfloat16"]
 COLDEST = 0.01  # temperature of drawn answers
+MOST_ROWS = 10_000  # of the tables under one model, task and seed; a few short lists have billions of combinations
 Schedule = Literal["cosine", "constant", "linear"]
 
 
@@ -38,9 +88,18 @@ class Section(BaseModel):
 
 def once(items: Sequence[Any], names: Sequence[str], remedy: str) -> None:
     """Refuse a list that holds something twice."""
-    for place, name in enumerate(names):
-        if name in names[:place]:
-            raise fault(f"'{name}' is listed twice", "everything in this list is there once", remedy)
+    if (name := repeated(names)) is not None:
+        raise fault(f"'{name}' is listed twice", "everything in this list is there once", remedy)
+
+
+def repeated(names: Sequence[str]) -> str | None:
+    """Return the first name that stands twice, None where each stands once."""
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            return name
+        seen.add(name)
+    return None
 
 
 class Lora(Section):
@@ -179,6 +238,19 @@ class JudgeSpec(Section):
         if value != "gold" and not (backend in ("reward", "local") and model):
             raise fault(f"judge '{value}'", "a judge is gold, reward:MODEL, local:MODEL, or a mapping with backend: openai", "")
         return {"backend": backend, "model": model} if colon else {"backend": backend}
+
+    @field_validator("base_url", "api_key_env")
+    @classmethod
+    def _no_secret(cls, value: str | None, info: ValidationInfo) -> str | None:
+        """Refuse what holds a key, which would be written into the run's files; what is refused is not repeated."""
+        try:
+            if info.field_name == "api_key_env":
+                check_variable(str(value))
+            else:
+                address(value)
+        except InputError as error:
+            raise from_input_error(error) from None
+        return value
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

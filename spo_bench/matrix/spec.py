@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import product
+from math import prod
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -16,15 +17,17 @@ from pydantic import (
 )
 
 from spo_bench.errors import InputError
-from spo_bench.matrix.axes import DataAxes
+from spo_bench.matrix.axes import AXES, DataAxes
 from spo_bench.matrix.faults import brief, fault, from_input_error
 from spo_bench.matrix.method_spec import AdditionSpec, MethodSpec, label_methods, named
 from spo_bench.matrix.sections import (
+    MOST_ROWS,
     Count,
     Dtype,
     Flag,
     GenerateSpec,
     JudgeSpec,
+    Label,
     Lora,
     Natural,
     RewardTraining,
@@ -33,7 +36,9 @@ from spo_bench.matrix.sections import (
     Share,
     Text,
     TrainSpec,
+    check_texts,
     once,
+    repeated,
 )
 from spo_bench.methods import SFT
 from spo_bench.models.source import EMBEDDED
@@ -64,9 +69,13 @@ class ModelSpec(Section):
     path: Text = Field(description="hub id, local directory, or `embedded` (the built-in tiny model)")
     dtype: Dtype = Field("auto", description="compute type of this model; auto: what train.dtype says")
     adapter: Text | None = Field(None, description="directory or hub id of a peft adapter that is merged in first")
-    revision: Text | None = Field(None, description="branch, tag or commit of a hub model")
-    trust_remote_code: Flag = Field(False, description="whether code that comes with the model may run")
-    label: Text = Field(description="name in tables and for --model; default: the hub id, or the directory's name")
+    revision: Annotated[str, Field(pattern=r"^\w[\w./+-]*$")] | None = Field(
+        None, description="branch, tag or commit of a hub model"
+    )
+    trust_remote_code: Flag = Field(
+        False, description="whether code that comes with the model may run on this machine, with all your rights"
+    )
+    label: Label = Field(description="name in tables and for --model; default: the hub id, or the directory's name")
 
     @model_validator(mode="before")
     @classmethod
@@ -85,6 +94,8 @@ class ModelSpec(Section):
                 "it is built from the package alone",
                 "leave them out",
             )
+        if ".." in (self.revision or ""):
+            raise fault(f"revision '{self.revision}'", "no branch, tag or commit has '..' in its name", "correct it", "revision")
         if self.revision and Path(self.path).is_absolute():
             raise fault(
                 f"revision '{self.revision}' of a local directory", "only hub models have revisions", "leave it out", "revision"
@@ -111,9 +122,11 @@ class TaskSpec(Section):
     limit: Limit = Field(Limit(), description="rows used of each split")
     max_dropped: Share = Field(0.02, description="share of rows that may be unusable before the run is refused")
     metrics: tuple[Annotated[str, Field(pattern=r"^(rouge_l|evaluate:.+)$")], ...] = Field(
-        (), description="metrics beside the task's own: rouge_l, or evaluate:NAME"
+        (),
+        description="metrics beside the task's own: rouge_l, or evaluate:NAME, a metric of the hub or a local script, whose code "
+        "is run on this machine, with all your rights: list only what you trust",
     )
-    label: Text = Field(description="name in tables and for --task; default: the task's name")
+    label: Label = Field(description="name in tables and for --task, without '/'; default: the task's name")
 
     @model_validator(mode="before")
     @classmethod
@@ -122,6 +135,13 @@ class TaskSpec(Section):
         if isinstance(value, dict) and isinstance(value.get("name"), str):
             value.setdefault("label", value["name"])
         return value
+
+    @field_validator("label")
+    @classmethod
+    def _one_part(cls, label: str) -> str:
+        if "/" in label:  # audits are filed under MODEL/TASK, and a model may have one
+            raise fault(f"the label '{label}'", "a task's label has no '/'", "give another `label`")
+        return label
 
     @field_validator("metrics")
     @classmethod
@@ -145,7 +165,7 @@ class TaskSpec(Section):
 class Spec(Section):
     """A matrix: models x tasks x methods x SPO x seeds (x data axes), and the conditions all its cells share."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = Field(
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)] = Field(
         description="name of the matrix; letters, digits, dots, dashes, underscores; default: the file's name"
     )
     models: Annotated[tuple[ModelSpec, ...], Field(min_length=1)] = Field(description="models whose policies are trained")
@@ -173,6 +193,12 @@ class Spec(Section):
         description="who compares two answers; null: the known reward of controlled tasks, else the first of rewards, if any",
     )
     data_axes: DataAxes = Field(DataAxes(), description="changes of the training data to cross the matrix with")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _texts(cls, value: Any) -> Any:
+        check_texts(value)
+        return value
 
     @field_validator("spo", mode="before")
     @classmethod
@@ -254,8 +280,15 @@ class Spec(Section):
                 "raise limit.sft of a task, or set sft.steps to 0",
                 "sft",
             )
-        rows = self._row_names()
-        if twice := next((name for place, name in enumerate(rows) if name in rows[:place]), None):
+        points = prod(len(getattr(self.data_axes, axis)) for axis in AXES)
+        if (many := len(self.methods) * points * len(self.spo)) > MOST_ROWS:
+            raise fault(
+                f"{len(self.methods)} methods, {points} points of data_axes and {len(self.spo)} SPO variants",
+                f"they have at most {MOST_ROWS:,} combinations, not {many:,}",
+                "make matrices of some of them",
+                "methods",
+            )
+        if (twice := repeated(self._row_names())) is not None:
             raise fault(
                 f"two rows of the tables would be called '{twice}'",
                 f"a row's name is a method's label with data axes and SPO variant; '{SFT}' is the SFT policy's",
@@ -297,6 +330,8 @@ def _spo_form(item: Any) -> Any:
 def _swept(item: Mapping[Any, Any]) -> list[dict[Any, Any]]:
     """Return every combination of a variant's settings, where a setting is given as a list of values."""
     lists = [value if isinstance(value, list | tuple) and key != "fractions" else [value] for key, value in item.items()]
+    if (many := prod(map(len, lists))) > MOST_ROWS:
+        raise fault(f"{many:,} variants of one item", f"at most {MOST_ROWS:,}", "shorten its lists of values")
     return [dict(zip(item, values, strict=True)) for values in product(*lists)]
 
 

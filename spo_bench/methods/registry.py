@@ -11,7 +11,6 @@ import importlib
 import math
 import pkgutil
 import re
-import traceback
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
@@ -19,6 +18,7 @@ from typing import Any
 
 from spo_bench.errors import InputError, unknown
 from spo_bench.methods.base import Addition, Default, Method
+from spo_bench.plugins import where_it_failed
 
 GROUP = "spo_bench.methods"
 SFT = "sft"  # the name of the row without preference training; no method may take it
@@ -33,7 +33,7 @@ class Registry:
     Attributes:
         methods: name -> declaration, sorted by name.
         origins: name -> module or entry point it comes from.
-        broken: entry point that could not be loaded -> traceback.
+        broken: entry point that could not be loaded -> where and why it failed.
     """
 
     methods: Mapping[str, Method]
@@ -64,8 +64,8 @@ def discover() -> Registry:
         origin = f"entry point {point.name} = {point.value}"
         try:
             found.append((origin, point.load()))
-        except Exception:  # noqa: BLE001 - whatever a third party's module raises is reported under its name
-            broken[origin] = traceback.format_exc()
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever a third party raises is reported under its name
+            broken[origin] = where_it_failed(error)
     methods: dict[str, Method] = {}
     origins: dict[str, str] = {}
     for origin, method in found:

@@ -16,15 +16,13 @@ from torch.nn import Linear, Module
 from torch.nn.functional import linear
 
 PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
-
-
 Way = Callable[[Any, Tensor], Tensor]
 
 
 def spare_activations(model: Any, checkpointing: bool) -> None:
     """Make a model that is about to be trained hold less for its backward pass; what it computes stays the same.
 
-    Gated feed-forward layers hold two of the four wide tensors that autograd would hold, root-mean-square norms one of three;
+    Gated feed-forward layers hold two of the four wide tensors that autograd would hold, root-mean-square norms one of two;
     neither takes longer.
 
     Args:

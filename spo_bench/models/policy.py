@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from spo_bench.errors import InputError
 from spo_bench.models.numerics import Numerics
+from spo_bench.models.source import is_adapter, weight_files
 
 disable_progress_bar()  # a run shows its own
 set_verbosity_error()  # a fresh reward head is no news
@@ -19,7 +21,10 @@ set_verbosity_error()  # a fresh reward head is no news
 
 def load_tokenizer(directory: Path, trust_remote_code: bool = False) -> Any:
     """Return the tokenizer of a model directory, with a padding token."""
-    tokenizer = AutoTokenizer.from_pretrained(str(directory), trust_remote_code=trust_remote_code)
+    with own_code_refused(directory):
+        tokenizer = AutoTokenizer.from_pretrained(  # a directory  # nosec B615
+            str(directory), trust_remote_code=trust_remote_code
+        )
     if tokenizer.eos_token_id is None:
         raise InputError(
             f"the tokenizer of '{directory}' has no end token",
@@ -29,6 +34,25 @@ def load_tokenizer(directory: Path, trust_remote_code: bool = False) -> Any:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token_id = tokenizer.eos_token_id
     return tokenizer
+
+
+@contextmanager
+def own_code_refused(directory: Path) -> Iterator[None]:
+    """Say how to allow it where a model can only be read by code that it brings, and which may not run.
+
+    Raises:
+        InputError: in place of the library's error.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        raise InputError(
+            f"model '{directory}' can only be read by code of its own",
+            "code that comes with a model runs only where the spec says so for this model",
+            "read that code; if you trust it: {path: ..., trust_remote_code: true} under models",
+        ) from error
 
 
 def load_policy(directory: Path, numerics: Numerics, base: Path | None = None, trust_remote_code: bool = False) -> Any:
@@ -41,18 +65,21 @@ def load_policy(directory: Path, numerics: Numerics, base: Path | None = None, t
         trust_remote_code: whether the model's own code may run.
 
     Raises:
-        InputError: an adapter without its base weights.
+        InputError: an adapter without its base weights, weights that are not safetensors, or code that may not run.
     """
-    adapter = (directory / "adapter_config.json").is_file()
-    if adapter and base is None:
+    adapter = is_adapter(directory)
+    if adapter and (base is None or is_adapter(base)):
         raise InputError(
             f"'{directory}' is an adapter", "an adapter needs the weights it was trained on", "give its base model too"
         )
-    model = AutoModelForCausalLM.from_pretrained(
-        str(base if adapter else directory),
-        dtype=getattr(torch, numerics.held),
-        trust_remote_code=trust_remote_code,
-    )
+    weight_files(directory)  # peft has no way to be told that it must not read a pickle
+    with own_code_refused(directory):
+        model = AutoModelForCausalLM.from_pretrained(  # a directory  # nosec B615
+            str(base if adapter else directory),
+            dtype=getattr(torch, numerics.held),
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+        )
     if adapter:
         from peft import PeftModel
 
@@ -98,7 +125,7 @@ def stop_tokens(directory: Path, tokenizer: Any) -> list[int]:
     """Return every token that ends an answer: the tokenizer's end token first, then the model's own list."""
     stops = [int(tokenizer.eos_token_id)]
     if (directory / "generation_config.json").is_file():
-        listed = GenerationConfig.from_pretrained(str(directory)).eos_token_id
+        listed = GenerationConfig.from_pretrained(str(directory)).eos_token_id  # a directory  # nosec B615
         stops += [] if listed is None else [listed] if isinstance(listed, int) else list(listed)
     return list(dict.fromkeys(stops))
 

@@ -14,6 +14,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from spo_bench.errors import StageError
 from spo_bench.models.chat import conversation_ids, plain_text
 from spo_bench.models.numerics import Numerics
+from spo_bench.models.policy import own_code_refused
+from spo_bench.models.source import check_whole, weight_files
 
 Messages = Sequence[Mapping[str, str]]
 
@@ -36,12 +38,24 @@ def load_reward_model(
         numerics: device and type.
         trust_remote_code: whether the model's own code may run.
         fresh: put a new head with one output on the weights.
+
+    Raises:
+        InputError: an adapter, weights that are not safetensors, or code that may not run.
     """
+    check_whole(directory)
+    weight_files(directory)
     more = {"num_labels": 1} if fresh else {}
-    model = AutoModelForSequenceClassification.from_pretrained(
-        str(directory), dtype=getattr(torch, numerics.held), trust_remote_code=trust_remote_code, **more
-    )
-    tokenizer = AutoTokenizer.from_pretrained(str(directory), trust_remote_code=trust_remote_code)
+    with own_code_refused(directory):
+        model = AutoModelForSequenceClassification.from_pretrained(  # a directory  # nosec B615
+            str(directory),
+            dtype=getattr(torch, numerics.held),
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+            **more,
+        )
+        tokenizer = AutoTokenizer.from_pretrained(  # a directory  # nosec B615
+            str(directory), trust_remote_code=trust_remote_code
+        )
     if fresh:  # what is saved has to pad, if possible with what never ends a text: decoders are read before the padding
         known = (tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.bos_token_id)
         end = tokenizer.eos_token_id

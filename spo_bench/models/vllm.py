@@ -101,6 +101,7 @@ def sample(
     engine = LLM(
         model=str(base if lora else directory),
         dtype=numerics.dtype,
+        load_format="safetensors",
         trust_remote_code=trust_remote_code,
         max_model_len=max(map(len, prompts)) + settings["max_new_tokens"],
         max_num_seqs=settings["batch_size"],

@@ -8,27 +8,25 @@ from pathlib import Path
 import spo_bench
 from spo_bench.files import file_hash, fingerprint, read_json, write_json
 from spo_bench.store.provenance import packages
+from spo_bench.store.sealed import entry, file_fault
 
 MARK = ".report.json"
 
 
 def leave_mark(run_dir: Path, files: Sequence[Path]) -> None:
     """Note from what the report of a run was made, and which files it has."""
-    sizes = {str(path.relative_to(run_dir)): path.stat().st_size for path in sorted(files)}
-    write_json(run_dir / MARK, {"made_from": _sources(run_dir), "files": sizes})
+    known = {str(path.relative_to(run_dir)): entry(path) for path in sorted(files)}
+    write_json(run_dir / MARK, {"made_from": _sources(run_dir), "files": known})
 
 
 def is_current(run_dir: Path) -> bool:
-    """Say whether the report of a run is there, each file as long as it was, and would be made from the same by the same code."""
+    """Say whether the report of a run is there, each file as it was, and would be made from the same by the same code."""
     try:
         mark = read_json(run_dir / MARK)
-    except (OSError, ValueError):
+        changed = any(file_fault(run_dir / name, known) for name, known in mark["files"].items())
+        return not changed and bool(mark["made_from"] == _sources(run_dir))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return False
-    return mark["made_from"] == _sources(run_dir) and all(_size(run_dir / name) == size for name, size in mark["files"].items())
-
-
-def _size(path: Path) -> int | None:
-    return path.stat().st_size if path.is_file() else None
 
 
 def _sources(run_dir: Path) -> str:

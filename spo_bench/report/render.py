@@ -31,7 +31,7 @@ __all__ = [
 # --- markdown -----------------------------------------------------------------------------------------------------------
 
 
-_MD = re.compile(r"([\\|*`~$]|&(?=#?\w+;)|<(?=[A-Za-z/!?])|\[(?=[^\]]*\][(\[])|(?<!\w)_|_(?!\w))")
+_MD = re.compile(r"([\\|*`~$]|&(?=#?\w+;)|<(?=[A-Za-z/!?])|\](?=[(\[:])|(?<!\w)_|_(?!\w))")
 """What GitHub would take for markup: no bracket of an interval, no underscore within a name, no bare ampersand."""
 
 
@@ -42,7 +42,7 @@ def to_md(table: Table) -> str:
     rules = ["---:" if table.columns[i].numeric else ":---" for i in columns]
     lines = [f"**{_md(table.title)}**", "", _row(heads), _row(rules)]
     lines += [_row([_md_entry(table.shown(i, j)) for j in columns]) for i in range(len(table.rows))]
-    lines += ["", *(_md(note) for note in [*table.notes(), *table.legend("in italics")])]
+    lines += ["", *(_md_line(note) for note in [*table.notes(), *table.legend("in italics")])]
     return "\n".join(lines) + "\n"
 
 
@@ -56,6 +56,11 @@ def _md(text: str) -> str:
     return _MD.sub(r"\\\1", " ".join(text.split()))
 
 
+def _md_line(text: str) -> str:
+    """Return a line that is no heading, quotation or list, whatever it begins with."""
+    return re.sub(r"^(?:(?=[#>+=-])|(\d+)(?=[.)](?:\s|$)))", r"\1\\", _md(text))
+
+
 def _row(parts: Sequence[str]) -> str:
     return "| " + " | ".join(parts) + " |"
 
@@ -66,7 +71,8 @@ def _row(parts: Sequence[str]) -> str:
 def to_csv(table: Table) -> str:
     """Return comma-separated values at full precision; details of a value stand in columns beside it.
 
-    Text that a spreadsheet would take for a formula gets an apostrophe in front. Missing is an empty field.
+    Text that a spreadsheet would take for a formula gets an apostrophe in front, also where it would be one to a reader who
+    parts fields at semicolons or tabs. Missing is an empty field.
     """
     used = [
         [key for key in DETAILS if any(getattr(row[i], key) is not None for row in table.rows)] for i in range(len(table.columns))
@@ -81,8 +87,12 @@ def to_csv(table: Table) -> str:
     return out.getvalue()
 
 
+_FORMULA = re.compile(r"(^|[;\t\r\n])(?=[=+\-@＝＋－＠\t\r\n])")
+"""Where text would be a formula: the signs that begin one, in either width, at the start of a field."""
+
+
 def _plain(text: str) -> str:
-    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r", "\n")) else text
+    return _FORMULA.sub(r"\1'", text)
 
 
 def to_json(table: Table) -> str:

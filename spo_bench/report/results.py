@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import reprlib
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,11 +19,16 @@ from numpy.typing import NDArray
 from spo_bench.errors import InputError
 from spo_bench.files import canonical_json, read_json, read_jsonl
 from spo_bench.stats import align
+from spo_bench.store.sealed import file_fault
+
+from .whole import AGAIN, MEND, RULE, Files, signed_or_older
 
 SFT = "sft"
 """The method name of a cell whose policy had no preference training."""
 _NAMED = ("id", "model", "task", "method", "seed")
 """What every line of cells.jsonl has."""
+_ID = re.compile(r"(?!\.)[\w.=+-]{1,200}")
+"""A cell's id: no path, and nothing hidden."""
 
 
 @dataclass(frozen=True)
@@ -139,25 +146,30 @@ class Cell:
         return canonical_json(self.row.get("spo") or False)
 
     @cached_property
+    def _files(self) -> Files:
+        return Files(self.directory, self.row.get("keys") or {})
+
+    def file(self, name: str) -> Path | None:
+        """Return where one of the cell's files is, None where it has none; InputError where it is not as it was written."""
+        return self._files.path(name)
+
+    @cached_property
     def _read(self) -> tuple[Mapping[str, Any], dict[str, Metric]]:
         """Return scores.json without its metrics, and these as arrays: as JSON they would take most of a large run's memory."""
-        path = self.directory / "scores.json"
         if not self.directory.is_dir():
             raise InputError(
                 f"cell {self.id} is listed as done, but its folder {self.directory} is missing",
                 "a finished cell has a folder",
                 "run the same command again: it makes what is missing",
             )
+        path = self.file("scores.json") or self.directory / "scores.json"
+        whole = _object(path)
+        raw = whole.pop("metrics", {})
         try:
-            whole = dict(read_json(path))
-            raw = dict(whole.pop("metrics", {}))
-        except (OSError, ValueError, TypeError) as error:
-            raise InputError(
-                f"{path}: {error}",
-                "a finished cell has a scores.json",
-                "run the same command again: it makes what is missing",
-            ) from error
-        return whole, {name: self._metric(name, one) for name, one in raw.items()}
+            return whole, {name: self._metric(name, one) for name, one in raw.items()}
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            given = f"{path}: metrics are not as a run writes them ({type(error).__name__}: {error})"
+            raise InputError(given, "a metric has ids and values, a number or null an id", MEND) from error
 
     @property
     def scores(self) -> Mapping[str, Any]:
@@ -189,29 +201,32 @@ class Cell:
 
     def rows(self, name: str) -> list[dict[str, Any]]:
         """Return the rows of one of the cell's .jsonl files; none where the file is absent."""
-        path = self.directory / f"{name}.jsonl"
-        if not path.exists():
+        path = self.file(f"{name}.jsonl")
+        if path is None:
             return []
         lines = (line for line in path.read_text(encoding="utf-8").split("\n") if line.strip())
-        rows: list[dict[str, Any]] = json.loads(f"[{','.join(lines)}]")  # all at once: a run has a million of them
+        try:
+            rows: list[dict[str, Any]] = json.loads(f"[{','.join(lines)}]")  # all at once: a run has a million of them
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{path}: {error}", "every line of it is one JSON object", MEND) from error
         return rows
 
     def audit(self) -> dict[str, Any]:
         """Return the cell's own audit.json, or an empty mapping."""
-        path = self.directory / "audit.json"
-        return dict(read_json(path)) if path.exists() else {}
+        path = self.file("audit.json")
+        return _object(path) if path else {}
 
     @cached_property
     def stages(self) -> Mapping[str, Mapping[str, Any]]:
         """Return the identities of the stages that made the cell, by stage name; none where the cell was not finished."""
-        path = self.directory / "spec.json"
-        return dict(read_json(path).get("stages") or {}) if path.exists() else {}
+        path = self.file("spec.json")
+        return dict(_object(path).get("stages") or {}) if path else {}
 
     @cached_property
     def provenance(self) -> Mapping[str, Any]:
         """Return where the cell's numbers come from; nothing where the cell was not finished."""
-        path = self.directory / "provenance.json"
-        return dict(read_json(path)) if path.exists() else {}
+        path = self.file("provenance.json")
+        return _object(path) if path else {}
 
     def _metric(self, name: str, raw: Mapping[str, Any]) -> Metric:
         ids = [sys.intern(str(one)) for one in raw["ids"]]  # one text for all metrics and cells
@@ -306,10 +321,15 @@ def read_results(directory: Path) -> Results:
                 "give the directory that `spo-bench run --out` wrote",
             )
     run = read_record(directory)
+    known = (run.get("files") or {}).get("cells.jsonl")
+    if known and (why := file_fault(directory / "cells.jsonl", known)):
+        raise InputError(f"{directory / 'cells.jsonl'} {why}", RULE, AGAIN)
     try:
         rows = list(read_jsonl(directory / "cells.jsonl"))
     except ValueError as error:
-        raise InputError(f"{directory}: {error}", "cells.jsonl holds JSON", "run the same command again") from error
+        raise InputError(f"{directory / 'cells.jsonl'}: {error}", "it holds JSON", "run the same command again") from error
+    if not rows:
+        raise InputError(f"{directory / 'cells.jsonl'} is empty", "a run has cells", "run the same command again")
     for number, row in enumerate(rows, 1):
         absent = [key for key in _NAMED if key not in row] if isinstance(row, Mapping) else _NAMED
         if absent or not isinstance(row["seed"], int):
@@ -319,24 +339,41 @@ def read_results(directory: Path) -> Results:
                 f"a line is a cell, with its {', '.join(_NAMED)}",
                 "run the same command again",
             )
+        if not _ID.fullmatch(str(row["id"])):  # it names a folder, also one that is written when a reference is accepted
+            raise InputError(
+                f"{directory / 'cells.jsonl'}, line {number}: has the id {reprlib.repr(row['id'])}",
+                "a cell's id names its folder under cells/",
+                "run the same command again; trust no such run of somebody else",
+            )
     return Results(directory, run, [Cell(row, directory / "cells" / str(row["id"])) for row in rows])
 
 
 def read_record(directory: Path) -> Mapping[str, Any]:
     """Return a run's run.json; InputError where there is none, or it is no run's."""
-    try:
-        record = read_json(directory / "run.json")
-    except (OSError, ValueError) as error:
+    path = directory / "run.json"
+    if not path.is_file():
         raise InputError(
-            f"'{directory}' holds no run ({error})", "a run's directory has a run.json", "give what `spo-bench run --out` wrote"
-        ) from error
-    if not isinstance(record, Mapping) or not isinstance(record.get("spec") or {}, Mapping):
+            f"'{directory}' holds no run", "a run's directory has a run.json", "give what `spo-bench run --out` wrote"
+        )
+    record = signed_or_older(path)
+    if not isinstance(record.get("spec") or {}, Mapping):
         raise InputError(
             f"{directory / 'run.json'} is no record of a run",
             "it holds one object with the run's spec",
             "run the same command again",
         )
     return record
+
+
+def _object(path: Path) -> dict[str, Any]:
+    """Return the JSON object in one of a cell's files; InputError where there is none."""
+    try:
+        found = read_json(path)
+        if not isinstance(found, dict):
+            raise ValueError(f"it holds no object, but a {type(found).__name__}")
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: {error}", "the files of a finished cell are as the run wrote them", MEND) from error
+    return found
 
 
 def short_model(model: str) -> str:

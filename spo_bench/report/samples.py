@@ -221,8 +221,8 @@ def _by_id(cell: Cell, metric: str) -> dict[str, float]:
 
 def _lines(cell: Cell, name: str) -> Iterator[tuple[str, str]]:
     """Yield (id, line) of one of the cell's .jsonl files without reading the rest of the line: a large run has gigabytes."""
-    path = cell.directory / f"{name}.jsonl"
-    if not path.exists():
+    path = cell.file(f"{name}.jsonl")
+    if path is None:
         return
     with path.open(encoding="utf-8") as lines:
         for line in lines:

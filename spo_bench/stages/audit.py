@@ -8,6 +8,14 @@ from spo_bench.errors import InputError
 from spo_bench.files import read_json
 
 
+def check_some(task: str, split: str, rows: int) -> None:
+    """Refuse a task without rows to train on, or without prompts to answer; raises InputError."""
+    if rows == 0 and split in ("train", "eval"):
+        raise InputError(
+            f"task '{task}' has no {split} rows", "a task needs train and eval rows", "give more data, or raise limit"
+        )
+
+
 def check_dropped(directory: Path, max_dropped: float) -> None:
     """Refuse a run whose data lost too many rows.
 
@@ -16,12 +24,7 @@ def check_dropped(directory: Path, max_dropped: float) -> None:
     """
     audit = read_json(directory / "audit.json")
     for split, counts in audit["splits"].items():
-        if counts["rows"] == 0 and split in ("train", "eval"):
-            raise InputError(
-                f"task '{audit['task']}' has no {split} rows",
-                "a task needs train and eval rows",
-                "give more data, or raise limit",
-            )
+        check_some(audit["task"], split, counts["rows"])
         if counts["rows"] and counts["dropped"] / counts["rows"] > max_dropped:
             named = [f"row {row['number']}: {row['reason']}" for row in audit["dropped_rows"] if row["split"] == split]
             examples = "; ".join(named[:5]) + ("; …" if len(named) > 5 else "")

@@ -10,6 +10,7 @@ from typing import Any
 
 from spo_bench.models.numerics import Numerics
 from spo_bench.store.artifacts import Store, digest
+from spo_bench.store.checkpoints import Checkpoint
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,15 +46,20 @@ class Stage:
         """The artifact's name in the store."""
         return digest(self.identity)
 
+    @property
+    def on_disk(self) -> bool:
+        """Whether it is a model that already lies on disk and is its own artifact."""
+        return "directory" in self.local
+
     def path(self, store: Store) -> Path:
-        """Return the artifact's directory; a model that already lies on disk is its own artifact."""
-        if "directory" in self.local:
+        """Return the artifact's directory."""
+        if self.on_disk:
             return Path(self.local["directory"])
         return store.path(self.kind, self.key)
 
     def done(self, store: Store) -> bool:
         """Say whether the artifact is there."""
-        return "directory" in self.local or store.has(self.kind, self.key)
+        return self.on_disk or store.has(self.kind, self.key)
 
 
 @dataclass(frozen=True)
@@ -65,12 +71,14 @@ class Work:
         config: the stage's config.
         inputs: directories of the input artifacts.
         local: the stage's local settings.
+        checkpoint: what it keeps to go on where it was stopped.
     """
 
     out: Path
     config: Mapping[str, Any]
     inputs: Mapping[str, Path]
     local: Mapping[str, Any]
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
 
     @property
     def numerics(self) -> Numerics:
@@ -91,3 +99,18 @@ def plain_data(stage: Stage) -> Stage | None:
             return None
         stage = stage.inputs["data"]
     return stage
+
+
+def smaller(config: Mapping[str, Any], halvings: int) -> dict[str, Any]:
+    """Return a stage's config with what goes through the model at once halved so many times: tokens of a forward pass, and
+    answers under way. What is computed stays the same but for rounding.
+    """
+    found: dict[str, Any] = {}
+    for name, value in config.items():
+        # Training settings have a batch size too, but that is what a step means; answers have a length beside it.
+        at_once = name == "micro_tokens" or (name == "batch_size" and "max_new_tokens" in config)
+        if isinstance(value, Mapping):
+            found[name] = smaller(value, halvings)
+        else:
+            found[name] = max(1, value >> halvings) if at_once else value
+    return found

@@ -15,10 +15,11 @@ from spo_bench.models.chat import completion_ids, render, special_ids
 from spo_bench.models.policy import load_tokenizer
 from spo_bench.plugins import get_task
 from spo_bench.stages.base import Work
-from spo_bench.task import SPLITS, Row, SplitName, Task
+from spo_bench.task import HALF_CHARACTER, SPLITS, Row, SplitName, Task, half_character
 from spo_bench.training.loop import TrainSettings
 
 NAMED_DROPS = 100  # rows of a split named in the audit; all are counted
+LETTERS, ROOM = 100, 100_000  # most characters of a row: so many a token of max_length, but at least these
 
 
 def run(work: Work) -> None:
@@ -58,7 +59,7 @@ def prepare(
     seen: set[str] = set()
     for row in rows:
         counts["rows"] += 1
-        reason = row.unusable or content_fault(row, split)
+        reason = row.unusable or content_fault(row, split) or size_fault(row, max_length)
         record: dict[str, Any] = {}
         if reason is None:
             record, reason = tokenised(row, split, tokenizer, max_length, counts)
@@ -69,7 +70,8 @@ def prepare(
         if reason is not None:
             counts["dropped"] += 1
             counts["empty_answers"] += "empty" in reason
-            dropped.append({"number": row.number, "id": row.id, "reason": reason})
+            name = row.id.encode("utf-8", "backslashreplace").decode()
+            dropped.append({"number": row.number, "id": name, "reason": reason})
             continue
         seen.add(row.id)
         counts["kept"] += 1
@@ -85,8 +87,19 @@ AUDIT_COUNTS = (
 )  # fmt: skip
 
 
+def size_fault(row: Row, max_length: int) -> str | None:
+    """Say why a row is too large to be tokenised, which takes seconds a megabyte for the few tokens that are kept; None if it is
+    not.
+    """
+    texts = [*(message["content"] for message in row.prompt), row.chosen, row.rejected, *(text for text, _ in row.more)]
+    size, most = sum(map(len, texts)), max(LETTERS * max_length, ROOM)
+    return f"its texts have {size:,} characters, more than {most:,}" if size > most else None
+
+
 def content_fault(row: Row, split: SplitName) -> str | None:
     """Say why a row's content cannot be used, None if it can."""
+    if half_character(asdict(row)):
+        return HALF_CHARACTER
     if not row.prompt or not row.prompt[-1]["content"].strip():
         return "prompt is empty"
     if not row.chosen.strip():

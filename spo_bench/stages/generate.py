@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 from spo_bench.files import write_json, write_jsonl
 from spo_bench.models import vllm
 from spo_bench.models.chat import plain_text
@@ -9,7 +11,10 @@ from spo_bench.models.policy import load_policy, load_tokenizer, stop_tokens
 from spo_bench.models.sampling import find_way, sample
 from spo_bench.stages.base import Work, policy_at
 from spo_bench.stages.data import eval_prompts, load_split
+from spo_bench.store.checkpoints import Checkpoint, State
 from spo_bench.training.examples import stream_seed
+
+BLOCK = 4  # prompts answered between two checkpoints, as many times as are under way at once
 
 
 def run(work: Work) -> None:
@@ -28,13 +33,17 @@ def run(work: Work) -> None:
     stops = stop_tokens(base, tokenizer)
     prompts = [row["prompt_ids"] for row in rows]
     seeds = [stream_seed(work.config["seed"], "sampling", row["id"]) for row in rows]
-    fallback = None
     if settings["backend"] == "vllm":
-        answers = vllm.sample(policy, base, prompts, settings, stops, seeds, work.numerics, trust)
+        answers, fallback = vllm.sample(policy, base, prompts, settings, stops, seeds, work.numerics, trust), None
     else:
         model = load_policy(policy, work.numerics, base=base, trust_remote_code=trust)
         way = find_way(model, max(map(len, prompts), default=1) + settings["max_new_tokens"], work.numerics)
-        answers, fallback = sample(model, prompts, settings, stops, seeds, work.numerics, way), way.obstacle
+
+        def some(places: Sequence[int]) -> list[list[int]]:
+            asked, drawn = [prompts[i] for i in places], [seeds[i] for i in places]
+            return sample(model, asked, settings, stops, drawn, work.numerics, way)
+
+        answers, fallback = in_blocks(prompts, BLOCK * settings["batch_size"], some, work.checkpoint), way.obstacle
     samples = []
     for row, ids in zip(rows, answers, strict=True):
         stopped = bool(ids) and ids[-1] in stops
@@ -51,3 +60,31 @@ def run(work: Work) -> None:
         )
     write_jsonl(work.out / "samples.jsonl", samples)
     write_json(work.out / "summary.json", {"decoding_fallback": fallback})
+
+
+def in_blocks(
+    prompts: Sequence[Sequence[int]], size: int, some: Callable[[Sequence[int]], list[list[int]]], checkpoint: Checkpoint
+) -> list[list[int]]:
+    """Return the answers to prompts, block by block: what is answered together decides how sums round, so a block is answered
+    as a whole, or, after the stage was stopped, again.
+
+    Args:
+        prompts: token ids.
+        size: prompts of a block, which are of like length.
+        some: places of prompts -> their answers.
+        checkpoint: where answers are kept between blocks.
+    """
+    order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), list(prompts[i]), i))
+    saved = checkpoint.load()
+    found: dict[int, list[int]] = dict(saved.values["answers"]) if saved else {}
+
+    def state() -> State:
+        return {}, {"answers": list(found.items())}
+
+    with checkpoint.at_any_time(state):
+        for start in range(0, len(order), size):
+            places = order[start : start + size]
+            if places[0] not in found:
+                found.update(zip(places, some(places), strict=True))
+                checkpoint.step(state)
+    return [found[place] for place in range(len(prompts))]

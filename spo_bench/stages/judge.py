@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from spo_bench.errors import StageError
@@ -27,16 +28,21 @@ def run(work: Work) -> None:
     Raises:
         StageError: a judge that reads texts had to stop, or gave too many invalid verdicts; its replies are kept.
     """
-    prompts = {row["id"]: row for row in eval_prompts(work.inputs["data"])}
-    own = _answers(work.inputs["samples"])
-    against = _answers(work.inputs["opponent"]) if "opponent" in work.inputs else {i: row["chosen"] for i, row in prompts.items()}
-    questions = [Question(i, plain_text(prompts[i]["prompt"]), answer, against[i], prompts[i]) for i, answer in own.items()]
+    questions = read_questions(work.inputs)
     verdicts = {"gold": _gold, "reward": _reward, "local": _asked, "openai": _asked}[work.config["judge"]["kind"]](
         work, questions
     )
     records = (verdict_record(question, verdict) for question, verdict in zip(questions, verdicts, strict=True))
     write_jsonl(work.out / "judgments.jsonl", ({"opponent": work.config["opponent"], **record} for record in records))
     mark_retry(work, sum(verdict.outcome == "invalid" for verdict in verdicts))
+
+
+def read_questions(inputs: Mapping[str, Path]) -> list[Question]:
+    """Return what a judge is asked about: a question a prompt that was answered."""
+    prompts = {row["id"]: row for row in eval_prompts(inputs["data"])}
+    own = _answers(inputs["samples"])
+    against = _answers(inputs["opponent"]) if "opponent" in inputs else {i: row["chosen"] for i, row in prompts.items()}
+    return [Question(i, plain_text(prompts[i]["prompt"]), answer, against[i], prompts[i]) for i, answer in own.items()]
 
 
 def _answers(directory: Path) -> dict[str, str]:

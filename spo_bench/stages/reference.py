@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from safetensors.numpy import load_file, save_file
 
 from spo_bench.errors import StageError
@@ -14,6 +15,7 @@ from spo_bench.files import read_jsonl
 from spo_bench.models.policy import load_policy
 from spo_bench.stages.base import Work
 from spo_bench.stages.data import load_split, loop_settings, training_rows
+from spo_bench.store.checkpoints import State
 from spo_bench.task import SplitName
 from spo_bench.training.examples import met_completions, mismatched, step_rows
 from spo_bench.training.probe import shares_prefixes
@@ -27,10 +29,11 @@ def run(work: Work) -> None:
     """Write ``SPLIT.safetensors`` for train and eval: values and lengths of a row's answers from best to worst, row by row."""
     model = load_policy(work.inputs["policy"], work.numerics, trust_remote_code=work.local["trust_remote_code"])
     share = shares_prefixes(model, work.config["packing"], work.config["max_length"], work.numerics)
+    passes = Passes(work, model, work.config["micro_tokens"], share)
     for split in SPLITS:
         records = load_split(work.inputs["data"], split)
         items = [(np.asarray(r["prompt_ids"]), [np.asarray(ids) for ids in answer_ids(r)]) for r in records]
-        save(work.out / f"{split}.safetensors", log_probs(model, items, work.numerics, work.config["micro_tokens"], share))
+        save(work.out / f"{split}.safetensors", passes.run(split, items))
 
 
 def run_mismatched(work: Work) -> None:
@@ -50,8 +53,8 @@ def run_mismatched(work: Work) -> None:
         for a, b in mismatched(rows)
     ]
     share = shares_prefixes(model, settings.packing, settings.max_length, work.numerics)
-    values = log_probs(model, items, work.numerics, settings.micro_tokens, share)
-    save(work.out / "mismatched.safetensors", values)
+    passes = Passes(work, model, settings.micro_tokens, share)
+    save(work.out / "mismatched.safetensors", passes.run("mismatched", items))
 
 
 def run_explored(work: Work) -> None:
@@ -65,7 +68,40 @@ def run_explored(work: Work) -> None:
     records = load_split(work.inputs["data"], "train")
     answers = explored_ids(work.inputs["samples"], records, work.config["max_length"])
     items = [(np.asarray(r["prompt_ids"]), [ids]) for r, ids in zip(records, answers, strict=True)]
-    save(work.out / "explored.safetensors", log_probs(model, items, work.numerics, work.config["micro_tokens"], share))
+    passes = Passes(work, model, work.config["micro_tokens"], share)
+    save(work.out / "explored.safetensors", passes.run("explored", items))
+
+
+class Passes:
+    """Forward passes over one or more lists of items, which go on where they were stopped.
+
+    Args:
+        work: the stage's.
+        model: a policy.
+        micro_tokens: budget of a forward pass.
+        share: whether rows are run as tries.
+    """
+
+    def __init__(self, work: Work, model: Any, micro_tokens: int, share: bool) -> None:
+        self.work, self.model, self.micro_tokens, self.share = work, model, micro_tokens, share
+        self.done: dict[str, list[Floats]] = {}
+        if (saved := work.checkpoint.load()) is not None:
+            flat = dict(saved.tensors())
+            for name, lengths in saved.values["lengths"].items():
+                self.done[name] = np.split(flat[name].numpy(), np.cumsum(lengths)[:-1])
+
+    def run(self, name: str, items: Sequence[tuple[Ints, Sequence[Ints]]]) -> list[list[Floats]]:
+        """Return the per-token log-probabilities of a list of items."""
+        done, step = self.done.setdefault(name, []), self.work.checkpoint.step
+        with self.work.checkpoint.keeping():
+            return log_probs(
+                self.model, items, self.work.numerics, self.micro_tokens, self.share, done, lambda: step(self._state)
+            )
+
+    def _state(self) -> State:
+        some = {name: values for name, values in self.done.items() if values}
+        flat = {name: torch.from_numpy(np.concatenate(values)) for name, values in some.items()}
+        return flat, {"lengths": {name: [len(each) for each in values] for name, values in some.items()}}
 
 
 def answer_ids(record: Mapping[str, Any]) -> list[Sequence[int]]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
-from spo_bench.stages.base import Stage, Work
+from spo_bench.stages.base import Stage, Work, smaller
 from spo_bench.store.artifacts import Store
+from spo_bench.store.checkpoints import EVERY, Checkpoint
 
 # kind -> (function, version). Raise a version whenever the function, or what it calls, changes the numbers it writes.
 KINDS = {
@@ -22,7 +24,7 @@ KINDS = {
     "train": ("spo_bench.stages.train:run", 5),
     "rows": ("spo_bench.stages.rows:run", 2),
     "goals": ("spo_bench.stages.goals:run", 3),
-    "generate": ("spo_bench.stages.generate:run", 3),
+    "generate": ("spo_bench.stages.generate:run", 4),
     "score": ("spo_bench.stages.score:run", 3),
     "reward_model": ("spo_bench.stages.reward_model:run", 4),
     "reward": ("spo_bench.stages.reward:run", 3),
@@ -36,13 +38,44 @@ def version(kind: str) -> int:
     return KINDS[kind][1]
 
 
-def execute(stage: Stage, store: Store) -> Path:
-    """Make a stage's artifact in the store, unless it is there, and return its directory. Its inputs must be there."""
+@dataclass(frozen=True)
+class How:
+    """How a stage is made here; nothing of it changes what it computes, but for rounding.
+
+    Attributes:
+        halvings: how many times what goes through the model at once is halved, since memory did not suffice.
+        every: seconds between checkpoints.
+        wait: whether to wait where another process makes the same.
+    """
+
+    halvings: int = 0
+    every: float = EVERY
+    wait: bool = True
+
+
+def execute(stage: Stage, store: Store, how: How | None = None) -> Path:
+    """Make a stage's artifact in the store, unless it is there, and return its directory.
+
+    Raises:
+        Damaged: an input is not as it was made, or not there.
+        Busy: another process makes it, and this one shall not wait.
+    """
+    if stage.done(store):
+        return stage.path(store)
+    how = how or How()
     module, _, name = KINDS[stage.kind][0].partition(":")
+    checkpoint = Checkpoint(store.checkpoint(stage.kind, stage.key), how.every)
 
     def build(part: Path) -> None:
+        for source in stage.inputs.values():
+            if not source.on_disk:
+                store.check(source.kind, source.key)
         function: Callable[[Work], None] = getattr(import_module(module), name)
         inputs = {label: source.path(store) for label, source in stage.inputs.items()}
-        function(Work(out=part, config=stage.config, inputs=inputs, local=stage.local))
+        config = smaller(stage.config, how.halvings) if how.halvings else stage.config
+        function(Work(out=part, config=config, inputs=inputs, local=stage.local, checkpoint=checkpoint))
 
-    return stage.path(store) if stage.done(store) else store.make(stage.kind, stage.key, stage.identity, build)
+    note = {"halvings": how.halvings} if how.halvings else {}
+    made = store.make(stage.kind, stage.key, stage.identity, build, how.wait, note)
+    checkpoint.clear()
+    return made

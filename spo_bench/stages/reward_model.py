@@ -16,6 +16,7 @@ from spo_bench.stages.base import Work
 from spo_bench.stages.data import load_split
 from spo_bench.training.examples import step_rows, stream_seed
 from spo_bench.training.loop import TrainSettings, adamw, descend, learning_rate_at
+from spo_bench.training.state import state_of
 from spo_bench.training.trie import fill_budget
 
 
@@ -36,19 +37,24 @@ def run(work: Work) -> None:
     pairs = [[encode(tokenizer, row["prompt"], row[side], limit) for side in ("chosen", "rejected")] for row in rows]
     weights = list(model.parameters())
     optimizer = adamw(weights, settings.weight_decay)
-    for step, chosen in enumerate(step_rows(len(rows), settings.batch_size, settings.steps, settings.seed)):
-        model.train()
-        torch.manual_seed(stream_seed(settings.seed, "dropout", step))
-        for group in fill_budget([sum(map(len, pairs[i])) for i in chosen], settings.micro_tokens):
-            members = [chosen[place] for place in group]
-            rewards = rewards_of(model, tokenizer, [pairs[i][side] for i in members for side in (0, 1)], work.numerics).view(
-                -1, 2
-            )
-            loss = -logsigmoid(rewards[:, 0] - rewards[:, 1]).sum() / len(chosen)
-            if not torch.isfinite(loss):
-                raise StageError(f"the reward model's loss is {float(loss)} at step {step}")
-            loss.backward()
-        descend(optimizer, weights, learning_rate_at(settings, step), settings.clip)
+    state, begin_at = state_of({"policy": model}, {"policy": optimizer}), 0
+    if (saved := work.checkpoint.load()) is not None:
+        saved.restore(state)
+        begin_at = saved.values["step"]
+    plan = step_rows(len(rows), settings.batch_size, settings.steps, settings.seed)
+    with work.checkpoint.keeping():
+        for step, chosen in enumerate(plan[begin_at:], begin_at):
+            model.train()
+            torch.manual_seed(stream_seed(settings.seed, "dropout", step))
+            for group in fill_budget([sum(map(len, pairs[i])) for i in chosen], settings.micro_tokens):
+                ids = [pairs[chosen[place]][side] for place in group for side in (0, 1)]
+                rewards = rewards_of(model, tokenizer, ids, work.numerics).view(-1, 2)
+                loss = -logsigmoid(rewards[:, 0] - rewards[:, 1]).sum() / len(chosen)
+                if not torch.isfinite(loss):
+                    raise StageError(f"the reward model's loss is {float(loss)} at step {step}")
+                loss.backward()
+            descend(optimizer, weights, learning_rate_at(settings, step), settings.clip)
+            work.checkpoint.step(lambda done=step + 1: (state, {"step": done}))  # type: ignore[misc]
     model.eval()
     write_json(work.out / "accuracy.json", pair_accuracy(model, tokenizer, load_split(work.inputs["data"], "eval"), work, limit))
     model.save_pretrained(str(work.out))

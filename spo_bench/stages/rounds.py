@@ -26,6 +26,7 @@ from spo_bench.models.sampling import find_way, sample
 from spo_bench.stages.base import Work
 from spo_bench.stages.examples import example, reference_of, sums_of
 from spo_bench.stages.labelling import Labeller, labeller
+from spo_bench.store.checkpoints import Saved, State
 from spo_bench.training.examples import Example, met_completions, mismatched, step_rows, stream_seed
 from spo_bench.training.loop import TrainSettings, begin, fit, trained
 from spo_bench.training.moving import MovingReference
@@ -36,6 +37,8 @@ from spo_bench.training.trie import Ints
 Record = Mapping[str, Any]
 Candidate = tuple[str, list[int]]  # text, token ids
 MOST_ROUNDS = 10  # times as many as pairs from every prompt would take; then the labeller prefers too little to go on
+# What is kept of a training, with more JSON values, and with the weights of a reference that is no part of the progress.
+Kept = Callable[..., State]
 NO_REFERENCE = Reference((), torch.empty(0, 2), torch.empty(0, 2))
 
 
@@ -50,8 +53,11 @@ class Training:
     obstacle: str | None
 
 
-def run_rounds(work: Work, training: Training, log: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-    """Train on the policy's own answers; return what to record besides the steps.
+def run_rounds(
+    work: Work, training: Training, log: Callable[[dict[str, Any]], None], kept: Kept, saved: Saved | None
+) -> dict[str, Any]:
+    """Train on the policy's own answers; return what to record besides the steps. What is ``kept`` after a step is what it goes
+    on from when it is ``saved``: the round under way too, with its pairs.
 
     Config: regime (settings; ``every`` and ``reuse`` say how many steps a round has), generate, labeller.
     Inputs: those of the labeller; model:0, model:1, … (samples of further models on the training prompts).
@@ -75,28 +81,49 @@ def run_rounds(work: Work, training: Training, log: Callable[[dict[str, Any]], N
     plan = step_rows(len(training.records), size, most * batches, settings.seed)
     counts = dict.fromkeys(("rounds", "prompts", "pairs", "ties", "invalid"), 0)
     waiting: list[Example] = []  # pairs that fill no batch yet
+    used: list[Example] = []  # pairs of the round under way
+    steps: list[Ints] = []  # and its steps
+    begin_at = 0  # of which so many are done
     tokens: list[int] = []
-    while progress.step < settings.steps and counts["rounds"] < most:
-        start = counts["rounds"] * batches
-        rows = [training.records[i] for batch in plan[start : start + batches] for i in batch]
-        seed = stream_seed(settings.seed, "round", counts["rounds"])
-        greedy = _greedy(work, training, way, reference, rows, seed)
-        candidates = _candidates(work, training, way, rows, greedy, others, seed)
-        pairs, ties = _pairs(training, rows, candidates, greedy, label)
-        for name, count in (("rounds", 1), ("prompts", len(rows)), ("pairs", len(pairs)), ("ties", ties)):
-            counts[name] += count
-        counts["invalid"] += len(rows) - len(pairs) - ties
-        waiting += pairs
-        full = min(len(waiting) // size, batches)
-        steps = [np.arange(n * size, (n + 1) * size) for n in range(full)] * regime["reuse"]
-        steps = steps[: settings.steps - progress.step]
-        if steps:
+    if saved is not None:
+        values = saved.values["rounds"]
+        counts, tokens, begin_at = values["counts"], values["tokens"], values["done"]
+        waiting, used = ([Example.of_record(one) for one in values[name]] for name in ("waiting", "used"))
+        steps = [np.asarray(rows) for rows in values["steps"]]
+        progress.restore(objective, saved, reference)
+
+    def keep(done: int) -> None:
+        def state() -> State:
+            pairs = {"waiting": [one.record() for one in waiting], "used": [one.record() for one in used]}
+            rounds = {"counts": counts, "tokens": tokens, "steps": [rows.tolist() for rows in steps], "done": done, **pairs}
+            return kept(progress, {"rounds": rounds}, reference)
+
+        work.checkpoint.step(state)
+
+    while progress.step < settings.steps and (steps or counts["rounds"] < most):
+        if not steps:
+            start = counts["rounds"] * batches
+            rows = [training.records[i] for batch in plan[start : start + batches] for i in batch]
+            seed = stream_seed(settings.seed, "round", counts["rounds"])
+            greedy = _greedy(work, training, way, reference, rows, seed)
+            candidates = _candidates(work, training, way, rows, greedy, others, seed)
+            pairs, ties = _pairs(training, rows, candidates, greedy, label)
+            for name, count in (("rounds", 1), ("prompts", len(rows)), ("pairs", len(pairs)), ("ties", ties)):
+                counts[name] += count
+            counts["invalid"] += len(rows) - len(pairs) - ties
+            waiting += pairs
+            full = min(len(waiting) // size, batches)
+            steps = [np.arange(n * size, (n + 1) * size) for n in range(full)] * regime["reuse"]
+            steps, begin_at = steps[: settings.steps - progress.step], 0
             used, waiting = waiting[: full * size], waiting[full * size :]
             tokens += [item.row(share=False)[0].size for item in used]
+        if steps:
             frozen = _reference(training, reference, used, steps)
-            fit(replace(objective, reference=frozen), used, settings, log, steps, progress)
+            fit(replace(objective, reference=frozen), used, settings, log, steps, progress, keep, begin_at)
         if regime["refresh"] and counts["rounds"] % regime["refresh"] == 0:
             reference.follow(1)
+        used, steps = [], []
+        keep(0)
     if progress.step < settings.steps:
         raise StageError(
             f"{counts['rounds']} rounds gave {counts['pairs']} pairs from {counts['prompts']} prompts ({counts['ties']} ties, "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 
@@ -31,7 +33,8 @@ def run(work: Work) -> None:
     share = shares_prefixes(model, settings.packing, settings.max_length, work.numerics)
     rows = [build_row(np.asarray(r["prompt_ids"]), [Response(np.asarray(r["chosen_ids"]))], share) for r in records]
     spare_activations(model, work.config["gradient_checkpointing"])
-    steps: list[dict[str, object]] = []
-    finetune(model, rows, settings, work.numerics, share, steps.append)
+    steps: list[dict[str, Any]] = []
+    with work.checkpoint.keeping():
+        finetune(model, rows, settings, work.numerics, share, steps, work.checkpoint)
     save_policy(model, load_tokenizer(work.inputs["model"], work.local["trust_remote_code"]), work.out)
     write_jsonl(work.out / "train.jsonl", steps)

@@ -22,10 +22,12 @@ from spo_bench.stages.copies import load as load_copies
 from spo_bench.stages.data import load_split, loop_settings, training_rows
 from spo_bench.stages.examples import example, stored_reference
 from spo_bench.stages.reference import explored_ids
-from spo_bench.stages.rounds import NO_REFERENCE, Training, run_rounds
+from spo_bench.stages.rounds import NO_REFERENCE, Kept, Training, run_rounds
+from spo_bench.store.checkpoints import Saved, State
 from spo_bench.training.examples import Copy, Example, micro_batches, stream_seed
 from spo_bench.training.forward import hidden_states, pool
-from spo_bench.training.loop import TrainSettings, fit, peak_memory, reset_peak_memory
+from spo_bench.training.loop import Progress, TrainSettings, begin, fit, peak_memory, reset_peak_memory
+from spo_bench.training.moving import MovingReference
 from spo_bench.training.objective import Objective
 from spo_bench.training.probe import trie_obstacle
 from spo_bench.training.trie import Ints
@@ -44,13 +46,19 @@ def run(work: Work) -> None:
     """
     started = time.perf_counter()
     training = prepare(work)
-    steps: list[dict[str, Any]] = []
-    if work.config.get("regime"):
-        more = run_rounds(work, training, steps.append)
-    else:
-        more = offline(work, training, steps.append)
+    saved = work.checkpoint.load()
+    steps: list[dict[str, Any]] = list(saved.values["steps"]) if saved else []
+    before = saved.values["seconds"] if saved else 0.0
+
+    def kept(progress: Progress, more: Mapping[str, Any], reference: MovingReference | None = None) -> State:
+        values = {"steps": steps, "seconds": before + time.perf_counter() - started, **progress.values(), **more}
+        return progress.state(training.objective, reference), values
+
+    make = run_rounds if work.config.get("regime") else offline
+    with work.checkpoint.keeping():
+        more = make(work, training, steps.append, kept, saved)
     device = torch.device(work.numerics.device)
-    summary = costs(steps, time.perf_counter() - started, device) | more
+    summary = costs(steps, before + time.perf_counter() - started, device) | more
     if work.config.get("regime"):  # sampling and labelling are part of what a pair costs
         summary["pairs_per_second"] = sum(row["pairs"] for row in steps) / summary["seconds"]
     write_jsonl(work.out / "train.jsonl", steps)
@@ -97,8 +105,12 @@ def prepare(work: Work) -> Training:
     return Training(objective, tokenizer, settings, records, obstacle)
 
 
-def offline(work: Work, training: Training, log: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-    """Train on the data's pairs; return what to record besides the steps."""
+def offline(
+    work: Work, training: Training, log: Callable[[dict[str, Any]], None], kept: Kept, saved: Saved | None
+) -> dict[str, Any]:
+    """Train on the data's pairs; return what to record besides the steps. What is ``kept`` after a step is what it goes on from
+    when it is ``saved``.
+    """
     records, settings, objective = training.records, training.settings, training.objective
     spo = objective.spo
     copies: Sequence[Sequence[Copy]] = [()] * len(records) if spo is None else load_copies(work.inputs["copies"], "train")
@@ -110,7 +122,19 @@ def offline(work: Work, training: Training, log: Callable[[dict[str, Any]], None
         for record, explored, made in zip(records, greedy, copies[: len(records)], strict=True)
     ]
     check_scores(objective.method, examples)
-    fit(replace(objective, reference=stored_reference(work.inputs, examples, settings)), examples, settings, log)
+    objective = replace(objective, reference=stored_reference(work.inputs, examples, settings))
+    progress = begin(objective, settings)
+    if saved is not None:
+        progress.restore(objective, saved)
+    fit(
+        objective,
+        examples,
+        settings,
+        log,
+        progress=progress,
+        between=lambda place: work.checkpoint.step(lambda: kept(progress, {})),
+        begin_at=progress.step,
+    )
     separate = sum(item.row(share=False)[0].size for item in examples)
     return {"tokens_per_pair_separate": separate / len(examples)}
 
@@ -178,5 +202,5 @@ def costs(steps: Sequence[Mapping[str, Any]], seconds: float, device: torch.devi
         "threads": torch.get_num_threads(),
         "step_seconds": step_seconds,
         "pairs_per_second": sum(row["pairs"] for row in steps) / step_seconds,
-        "peak_memory": peak_memory(device),
+        "peak_memory": max(peak_memory(device), *(row["peak_memory"] for row in steps)),
     }

@@ -1,24 +1,33 @@
 """The store: artifacts under a key made of everything that can change their numbers.
 
-Layout: ``ROOT/KIND/KEY/`` holds an artifact's files and ``DONE``, which is written last and repeats the identity the key was
-made from. A directory without ``DONE`` does not exist for a reader.
+Layout: ``ROOT/KIND/KEY/`` holds an artifact's files and its seal, which is written last and repeats the identity the key was made
+from. A directory without a seal does not exist for a reader. ``failures/`` holds why artifacts could not be made,
+``checkpoints/`` what is kept of those that are being made, ``locks/`` whose turn it is.
 """
 
 from __future__ import annotations
 
-import fcntl
+import errno
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from spo_bench.files import canonical_json, file_hash, read_json, write_json
+from spo_bench.errors import Damaged
+from spo_bench.files import canonical_json, file_hash, flush, read_json, write_json
+from spo_bench.store import sealed
+from spo_bench.store.locks import is_left_behind, lock, owner
+from spo_bench.store.sealed import OLD_SEAL, SEAL
 
 RETRY = "RETRY"  # a file of an artifact that is not final: it holds the number of things that may go better another time
 IDENTITY_FORMAT = 1  # raised when the way keys are made changes; then every key changes, knowingly
+FILE_HASHES = "file-hashes.json"
+FAILURES, CHECKPOINTS, LOCKS, RUNS = "failures", "checkpoints", "locks", "runs"
+NOT_KINDS = (FAILURES, CHECKPOINTS, LOCKS, RUNS)  # folders of a store that hold no artifacts
+TAKEN = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT)  # a rename onto a folder says so; over NFS also one that went well
 
 
 def digest(value: Any) -> str:
@@ -27,7 +36,7 @@ def digest(value: Any) -> str:
 
 
 class Store:
-    """Artifacts on a local path.
+    """Artifacts on a local path, or one that several machines share.
 
     Args:
         root: the directory; made when the first artifact is.
@@ -41,65 +50,182 @@ class Store:
         return self.root / kind / key
 
     def has(self, kind: str, key: str) -> bool:
-        """Say whether the artifact is there and complete."""
+        """Say whether the artifact is there and complete; whether it is still as it was made, ``check`` says."""
         # As text: a plan asks this of every stage, and building path objects would take most of its time.
-        return os.path.isfile(f"{self.root}/{kind}/{key}/DONE")
+        return os.path.isfile(f"{self.root}/{kind}/{key}/{SEAL}")
+
+    def record(self, kind: str, key: str) -> Mapping[str, Any] | None:
+        """Return the seal of a finished artifact (kind, key, identity, what was noted when it was made, files with size and
+        sha256); None where there is none, or it is damaged.
+        """
+        try:
+            return sealed.record(self.path(kind, key))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return None
 
     def identity(self, kind: str, key: str) -> Mapping[str, Any] | None:
         """Return the identity a finished artifact was made from, None where there is no such artifact."""
-        if not self.has(kind, key):
-            return None
-        value: Mapping[str, Any] = read_json(self.path(kind, key) / "DONE")["identity"]
-        return value
+        found = self.record(kind, key)
+        return None if found is None else found["identity"]
 
-    def make(self, kind: str, key: str, identity: Mapping[str, Any], build: Callable[[Path], None]) -> Path:
+    def fault(self, kind: str, key: str, weights: bool = True, contents: bool = True) -> str | None:
+        """Return what is wrong with an artifact that is not as it was made; None where every file is. Without ``weights``, those
+        are held to their size alone: for who does not read them; without ``contents``, all are.
+        """
+        folder = self.path(kind, key)
+        if why := sealed.fault(folder, weights, contents):
+            return why
+        known = self.record(kind, key)
+        if known is None or (known["kind"], known["key"]) != (kind, key):
+            return "it is another entry's"
+        return None
+
+    def check(self, kind: str, key: str) -> None:
+        """Make sure that an artifact is as it was made, before it is read.
+
+        Raises:
+            Damaged: it is not, or it is gone.
+        """
+        if not self.has(kind, key):
+            raise Damaged(kind, key, "it is gone")
+        if why := self.fault(kind, key):
+            raise Damaged(kind, key, why)
+
+    def make(
+        self,
+        kind: str,
+        key: str,
+        identity: Mapping[str, Any],
+        build: Callable[[Path], object],
+        wait: bool = True,
+        note: Mapping[str, Any] | None = None,
+    ) -> Path:
         """Return the artifact's directory, building it first where it is missing.
 
-        ``build`` writes into a directory beside the final place, which is renamed when it has finished; what it leaves when
-        it fails is removed. Processes that want the same artifact wait for the one that builds it.
+        ``build`` writes into a directory beside the final place, which is sealed (with ``note``) and renamed when it has
+        finished; what it leaves when it fails is removed. Processes that want the same artifact wait for the one that builds
+        it; where a file system has no locks, both build, and the first to finish wins.
+
+        Raises:
+            Busy: another process builds it, and ``wait`` is False.
         """
         final = self.path(kind, key)
         if self.has(kind, key):
             return final
-        with self._lock(kind, key):
+        with self.making(kind, key, wait):
             if self.has(kind, key):
                 return final
-            part = final.with_name(f"{key}.part")
-            shutil.rmtree(part, ignore_errors=True)
-            part.mkdir(parents=True)
+            final.parent.mkdir(parents=True, exist_ok=True)
+            self._sweep(kind, key)
+            part = final.with_name(f"{key}.{owner()}.part")
+            part.mkdir()
             try:
                 build(part)
-                write_json(part / "DONE", {"kind": kind, "key": key, "identity": identity})
-                shutil.rmtree(final, ignore_errors=True)  # an incomplete directory from before
-                os.replace(part, final)
+                sealed.seal(part, {"kind": kind, "key": key, "identity": identity, **(note or {})})
+                self._place(kind, key, part)
             finally:
                 shutil.rmtree(part, ignore_errors=True)
+            self.forgive(kind, key)
         return final
+
+    def _sweep(self, kind: str, key: str) -> None:
+        """Remove what dead owners left of an artifact."""
+        for end in ("part", "gone"):
+            for path in self.path(kind, key).parent.glob(f"{key}.*.{end}"):
+                if is_left_behind(path):
+                    shutil.rmtree(path, ignore_errors=True)
+
+    def _place(self, kind: str, key: str, part: Path) -> None:
+        """Give a finished directory its final name, unless another process was first."""
+        final = self.path(kind, key)
+        for last in (False, False, True):
+            try:
+                os.rename(part, final)
+            except OSError as error:
+                if error.errno not in TAKEN or last:
+                    raise
+                if self.has(kind, key):
+                    return
+                self._set_aside(final)
+            else:
+                sealed.moved(part, final)
+                flush(final.parent)
+                return
+
+    def _set_aside(self, final: Path) -> None:
+        """Remove a directory; a reader finds all of it or nothing."""
+        gone = final.with_name(f"{final.name}.{owner()}.gone")
+        with suppress(FileNotFoundError):
+            os.rename(final, gone)
+            shutil.rmtree(gone, ignore_errors=True)
 
     def to_retry(self, kind: str, key: str) -> int:
         """Return how many things of a finished artifact may go better another time; 0: it is final, or not there."""
         if not os.path.isfile(f"{self.root}/{kind}/{key}/{RETRY}") or not self.has(kind, key):
             return 0
-        return int((self.path(kind, key) / RETRY).read_text(encoding="utf-8"))
+        try:
+            return int((self.path(kind, key) / RETRY).read_text(encoding="utf-8"))
+        except ValueError:  # damaged: it is asked for again
+            return 1
 
-    def remove(self, kind: str, key: str) -> None:
-        """Remove an artifact, if it is there; a reader finds all of it or nothing."""
-        final = self.path(kind, key)
-        with self._lock(kind, key):
-            if final.is_dir():
-                gone = final.with_name(f"{key}.gone")
-                shutil.rmtree(gone, ignore_errors=True)
-                os.replace(final, gone)
-                shutil.rmtree(gone)
+    def remove(self, kind: str, key: str, wait: bool = True) -> None:
+        """Remove an artifact, if it is there; a reader finds all of it or nothing.
 
-    @contextmanager
-    def _lock(self, kind: str, key: str) -> Iterator[None]:
-        """Hold the artifact's lock; the system releases it when its owner dies."""
-        directory = self.root / "locks"
-        directory.mkdir(parents=True, exist_ok=True)
-        with (directory / f"{kind}-{key}").open("w") as handle:
-            fcntl.flock(handle, fcntl.LOCK_EX)
-            yield
+        Raises:
+            Busy: another process is making it, and ``wait`` is False.
+        """
+        with self.making(kind, key, wait):
+            self._set_aside(self.path(kind, key))
+
+    def discard(self, kind: str, key: str, wait: bool = True) -> None:
+        """Remove an artifact that is not as it was made; one that another process has made again meanwhile stays.
+
+        Raises:
+            Busy: another process is making it, and ``wait`` is False.
+        """
+        with self.making(kind, key, wait):
+            sealed.forget(self.path(kind, key))  # another process may have seen what this one has not
+            if self.fault(kind, key):
+                self._set_aside(self.path(kind, key))
+
+    def making(self, kind: str, key: str, wait: bool = True) -> AbstractContextManager[None]:
+        """Hold the lock of an artifact: nobody else makes or removes it, or touches what is kept for it.
+
+        Raises:
+            Busy: another process holds it, and ``wait`` is False.
+        """
+        return lock(self.root / LOCKS / f"{kind}-{key}", wait)
+
+    def remains(self, kind: str, key: str) -> str | None:
+        """Return why what lies in the place of an artifact that is not there does not count; None where nothing does."""
+        folder = f"{self.root}/{kind}/{key}"
+        if os.path.isfile(f"{folder}/{OLD_SEAL}"):
+            return "an older version wrote it, without checksums"
+        return f"it is damaged: {SEAL} is missing" if os.path.isdir(folder) else None
+
+    def fail(self, kind: str, key: str, reason: str) -> None:
+        """Keep why an artifact cannot be made: with the same inputs it fails the same way."""
+        write_json(self._failure(kind, key), {"kind": kind, "key": key, "reason": reason})
+
+    def failure(self, kind: str, key: str) -> str | None:
+        """Return why an artifact could not be made before; None where nothing says that it cannot."""
+        if not os.path.isfile(f"{self.root}/{FAILURES}/{kind}-{key}"):
+            return None
+        try:
+            return str(read_json(self._failure(kind, key))["reason"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def forgive(self, kind: str, key: str) -> None:
+        """Forget that an artifact could not be made."""
+        self._failure(kind, key).unlink(missing_ok=True)
+
+    def checkpoint(self, kind: str, key: str) -> Path:
+        """Return the folder for what is kept of an artifact while it is being made; only its maker may look into it."""
+        return self.root / CHECKPOINTS / f"{kind}-{key}"
+
+    def _failure(self, kind: str, key: str) -> Path:
+        return self.root / FAILURES / f"{kind}-{key}"
 
 
 class Listing(Store):
@@ -120,11 +246,19 @@ class Listing(Store):
         """Return how many things of a finished artifact may go better another time; 0: it is final, or was not there."""
         return super().to_retry(kind, key) if self._is_listed(kind, key) else 0
 
-    def _is_listed(self, kind: str, key: str) -> bool:
-        if kind not in self._names:
-            folder = self.root / kind
-            self._names[kind] = set(os.listdir(folder)) if folder.is_dir() else set()
-        return key in self._names[kind]
+    def remains(self, kind: str, key: str) -> str | None:
+        """Return why what lay in the place of an artifact that was not there does not count; None where nothing did."""
+        return super().remains(kind, key) if self._is_listed(kind, key) else None
+
+    def failure(self, kind: str, key: str) -> str | None:
+        """Return why an artifact could not be made before; None where nothing said that it cannot."""
+        return super().failure(kind, key) if self._is_listed(FAILURES, f"{kind}-{key}") else None
+
+    def _is_listed(self, folder: str, name: str) -> bool:
+        if folder not in self._names:
+            place = self.root / folder
+            self._names[folder] = set(os.listdir(place)) if place.is_dir() else set()
+        return name in self._names[folder]
 
 
 class HashCache:
@@ -132,17 +266,28 @@ class HashCache:
 
     def __init__(self, root: Path) -> None:
         self.root = Path(root).expanduser().absolute()
-        self._path = self.root / "file-hashes.json"
-        try:
-            self._known: dict[str, str] = read_json(self._path)
-        except (OSError, ValueError):
-            self._known = {}
+        self._path = self.root / FILE_HASHES
+        self._known: dict[str, str] = {}
+        with suppress(OSError, ValueError):
+            known = read_json(self._path)
+            self._known = known if isinstance(known, dict) else {}
 
     def hash(self, path: Path) -> str:
-        """Return the SHA-256 of a file's content."""
+        """Return the SHA-256 of a file's content; of a file in the store as it was when it was made."""
+        if (known := self._in_store(path)) is not None:
+            return known
         state = path.stat()
         mark = f"{path.resolve()}|{state.st_size}|{state.st_mtime_ns}"
         if mark not in self._known:
             self._known[mark] = file_hash(path)
-            write_json(self._path, self._known)
+            if self.root.is_dir():  # planning makes no store
+                with suppress(OSError):  # nor does it need to write
+                    write_json(self._path, self._known)
         return self._known[mark]
+
+    def _in_store(self, path: Path) -> str | None:
+        """Return what the seal of the entry that a file belongs to says of it."""
+        with suppress(ValueError, OSError, KeyError, IndexError):
+            kind, key, *name = path.absolute().relative_to(self.root).parts
+            return str(sealed.record(self.root / kind / key)["files"]["/".join(name)]["sha256"])
+        return None

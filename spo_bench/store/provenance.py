@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ import spo_bench
 
 PACKAGES = ("torch", "transformers", "peft", "tokenizers", "datasets", "numpy", "scipy", "statsmodels", "evaluate", "rouge-score")
 
+_ACCOUNT = re.compile(r"(?<=://)[^/@\s]+@")
+_SET = re.compile(r"(?i)((?:key|token|password|secret)=)[^&\s]+")
 _COMMAND = ("spo-bench", "main.py", "__main__.py")
 
 
@@ -32,8 +35,15 @@ def provenance() -> Mapping[str, Any]:
             "processor": _processor(),
             "cores": os.cpu_count(),
         },
-        "command": shlex.join(["spo-bench", *sys.argv[1:]]) if Path(sys.argv[0]).name in _COMMAND else "python",
+        "command": shlex.join(["spo-bench", *without_secrets(sys.argv[1:])]) if Path(sys.argv[0]).name in _COMMAND else "python",
     }
+
+
+def without_secrets(words: Sequence[str]) -> list[str]:
+    """Return the words of a command without what may be a key: an account in an address, and what a key, token, password or
+    secret is set to.
+    """
+    return [_ACCOUNT.sub("[hidden]@", _SET.sub(r"\1[hidden]", word)) for word in words]
 
 
 def packages() -> dict[str, str | None]:
@@ -70,5 +80,5 @@ def _git(directory: Path) -> Mapping[str, Any] | None:
 
 
 def _run(*words: str, directory: Path) -> str:
-    done = subprocess.run(["git", *words], cwd=directory, capture_output=True, text=True, check=True)  # noqa: S603, S607
+    done = subprocess.run(["git", *words], cwd=directory, capture_output=True, text=True, check=True)  # noqa: S603, S607 - fixed words  # nosec B603, B607
     return done.stdout.strip()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,6 +47,29 @@ class Example:
     scores: tuple[float, ...] | None = None
     explored: Ints | None = None
 
+    def record(self) -> dict[str, Any]:
+        """Return the row as JSON values."""
+        return {
+            "id": self.id,
+            **{name: getattr(self, name).tolist() for name in ("prompt", *SIDES)},
+            "copies": [[copy.tokens.tolist(), copy.degree, copy.side] for copy in self.copies],
+            "between": [tokens.tolist() for tokens in self.between],
+            "scores": self.scores,
+            "explored": None if self.explored is None else self.explored.tolist(),
+        }
+
+    @classmethod
+    def of_record(cls, record: Mapping[str, Any]) -> Example:
+        """Return the row that ``record`` was made of."""
+        return cls(
+            id=record["id"],
+            **{name: _ints(record[name]) for name in ("prompt", *SIDES)},
+            copies=tuple(Copy(_ints(tokens), degree, side) for tokens, degree, side in record["copies"]),
+            between=tuple(map(_ints, record["between"])),
+            scores=None if record["scores"] is None else tuple(record["scores"]),
+            explored=None if record["explored"] is None else _ints(record["explored"]),
+        )
+
     @property
     def answers(self) -> tuple[Ints, ...]:
         """All answers, best first."""
@@ -71,6 +95,10 @@ class Example:
             responses.append(Response(tokens, scored=True, pooled=bool(same)))
         responses += [Response(copy.tokens, scored=False, pooled=True) for copy in copies]
         return build_row(self.prompt, responses, share=share), pooled + copies
+
+
+def _ints(values: Sequence[int]) -> Ints:
+    return np.asarray(values, dtype=np.int64)
 
 
 def stream_seed(seed: int, *names: str | int) -> int:

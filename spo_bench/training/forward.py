@@ -98,7 +98,7 @@ def token_statistics(model: Any, hidden: Tensor, batch: Pack, collisions: bool =
     computed again in the backward pass instead of being kept. The second, the log-probability that two draws from the policy
     agree, has no gradient and is None unless ``collisions`` asks for it.
     """
-    rows, head = hidden[batch.edge_parents], model.get_output_embeddings()
+    rows, head = chosen(hidden, batch.edge_parents), model.get_output_embeddings()
     if type(head) is torch.nn.Linear:
         dtype = torch.get_autocast_dtype(rows.device.type) if torch.is_autocast_enabled(rows.device.type) else rows.dtype
         edges, agreed = LogProbs.apply(
@@ -106,7 +106,7 @@ def token_statistics(model: Any, hidden: Tensor, batch: Pack, collisions: bool =
         )
     else:  # an adapter on the head, or a layer of the model's own
         edges, agreed = _checkpointed(model, rows, batch.edge_tokens, collisions)
-    return edges[batch.token_edges], agreed[batch.token_edges] if collisions else None
+    return chosen(edges, batch.token_edges), agreed[batch.token_edges] if collisions else None
 
 
 def _checkpointed(model: Any, rows: Tensor, targets: Tensor, collisions: bool) -> tuple[Tensor, Tensor]:
@@ -122,6 +122,13 @@ def _checkpointed(model: Any, rows: Tensor, targets: Tensor, collisions: bool) -
     pieces = [(rows[i : i + size], targets[i : i + size]) for i in range(0, max(1, len(rows)), size)]
     edges = [checkpoint(chunk, *piece, use_reentrant=False) for piece in pieces]
     return torch.cat([edge[0] for edge in edges]), torch.cat([edge[1] for edge in edges])
+
+
+def chosen(values: Tensor, places: Tensor) -> Tensor:
+    """Return the rows at some places, of which the gradients of those that come twice are added in one order: with
+    ``values[places]``, threads of a CPU add them in any.
+    """
+    return values.index_select(0, places)
 
 
 def response_sums(values: Tensor, batch: Pack) -> Tensor:
@@ -142,7 +149,7 @@ def pool(hidden: Tensor, batch: Pack, how: str) -> tuple[Tensor, Tensor]:
     """
     counts = batch.pooled_lengths
     if how == "last_token":
-        return hidden[batch.last_nodes].float(), counts
+        return chosen(hidden, batch.last_nodes).float(), counts
     sums = hidden.new_zeros(len(counts), hidden.shape[1], dtype=torch.float32)
-    sums = sums.index_add(0, batch.pool_owner, hidden[batch.pool_nodes].float())
+    sums = sums.index_add(0, batch.pool_owner, chosen(hidden, batch.pool_nodes).float())
     return sums / counts[:, None], counts

@@ -19,9 +19,11 @@ from torch import Tensor
 from spo_bench.errors import StageError
 from spo_bench.methods import get_addition
 from spo_bench.spo.head import bin_counts
+from spo_bench.store.checkpoints import Saved
 from spo_bench.training.examples import Example, MicroBatch, micro_batches, step_rows, stream_seed
 from spo_bench.training.moving import MovingReference
 from spo_bench.training.objective import Objective, Statistics
+from spo_bench.training.state import numbers, restored, state_of
 from spo_bench.training.trie import Ints
 
 # What policy and reference may differ by at step 0, in nats per token: (mean, largest). Different packs of the same tokens
@@ -103,6 +105,30 @@ class Progress:
     step: int = 0
     running: Statistics = None
 
+    def state(self, objective: Objective, reference: MovingReference | None = None) -> dict[str, Tensor]:
+        """Return everything a training changes, by name: what to keep, and where to restore it to.
+
+        Args:
+            objective: what is minimised.
+            reference: a further set of weights, of whoever trains in rounds.
+        """
+        found = state_of({"policy": objective.model, "head": objective.head}, {"policy": self.policy, "head": self.head})
+        for label, one in (("moving", self.moving), ("reference", reference)):
+            found |= {f"{label}/{place}": value for place, value in enumerate(one.values)} if one is not None else {}
+        return found | numbers(self.running, "running")
+
+    def values(self) -> dict[str, Any]:
+        """Return the part of that which is no tensor."""
+        return {"step": self.step, "moved": self.moving is not None and self.moving.moved}
+
+    def restore(self, objective: Objective, saved: Saved, reference: MovingReference | None = None) -> None:
+        """Go on where a checkpoint was kept; this progress has not taken a step."""
+        rest = saved.restore(self.state(objective, reference))
+        self.step = saved.values["step"]
+        self.running = restored(rest, "running", objective.numerics.device)
+        if self.moving is not None:
+            self.moving.moved = saved.values["moved"]
+
 
 def begin(objective: Objective, settings: TrainSettings) -> Progress:
     """Return the progress of a training that has not taken a step."""
@@ -129,6 +155,8 @@ def fit(
     log: Callable[[dict[str, Any]], None],
     plan: Sequence[Ints] | None = None,
     progress: Progress | None = None,
+    between: Callable[[int], None] = lambda place: None,
+    begin_at: int = 0,
 ) -> Progress:
     """Train a policy (and the degree head, if there is one) in place; ``log`` gets one row a step.
 
@@ -142,6 +170,8 @@ def fit(
         log: takes the row of ``train.jsonl``.
         plan: the rows of every step; None: as the settings say.
         progress: of a training that goes on with these rows; None: it begins.
+        between: called after every step with the number of steps of the plan that are done.
+        begin_at: how many steps of the plan were done before.
 
     Raises:
         StageError: policy and reference disagree at step 0, the first loss is not what it must be, or a number is not finite.
@@ -151,7 +181,8 @@ def fit(
     progress = begin(objective, settings) if progress is None else progress
     share, partner = settings.packing == "trie", settings.max_length if method.needs_kl else None
 
-    for place, rows in enumerate(plan or step_rows(len(examples), settings.batch_size, settings.steps, settings.seed)):
+    plan = plan or step_rows(len(examples), settings.batch_size, settings.steps, settings.seed)
+    for place, rows in enumerate(plan[begin_at:], begin_at):
         started, step = time.perf_counter(), progress.step
         batches = [batch.to(device) for batch in micro_batches(examples, rows, settings.micro_tokens, share, partner)]
         frozen = [_reference(objective, progress.moving, batch, rows, place) for batch in batches]
@@ -205,6 +236,7 @@ def fit(
         if head is not None:
             row["degree_accuracy_bins"] = bin_counts(*map(torch.cat, zip(*told, strict=True))) if told else {}
         log({**row, "seconds": time.perf_counter() - started, "peak_memory": peak_memory(device)})
+        between(place + 1)
     model.eval()
     return progress
 

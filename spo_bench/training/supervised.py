@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from spo_bench.errors import StageError
 from spo_bench.models.numerics import Numerics
+from spo_bench.store.checkpoints import Checkpoint
 from spo_bench.training.examples import step_rows, stream_seed
 from spo_bench.training.forward import hidden_states, token_log_probs
 from spo_bench.training.loop import TrainSettings, adamw, descend, learning_rate_at, peak_memory
+from spo_bench.training.state import state_of
 from spo_bench.training.trie import TrieRow, fill_budget, pack
 
 
@@ -23,9 +25,10 @@ def finetune(
     settings: TrainSettings,
     numerics: Numerics,
     share: bool,
-    log: Callable[[dict[str, Any]], None],
+    steps: list[dict[str, Any]],
+    checkpoint: Checkpoint | None = None,
 ) -> None:
-    """Minimise the mean negative log-likelihood of completion tokens, in place; ``log`` gets one row a step.
+    """Minimise the mean negative log-likelihood of completion tokens, in place; ``steps`` gets one row a step.
 
     Args:
         model: a causal language model; all weights that require gradients are trained.
@@ -33,7 +36,8 @@ def finetune(
         share: whether rows were built as tries, to stand side by side on a line.
         settings: the loop's settings.
         numerics: device and compute type.
-        log: called with {step, loss, grad_norm, learning_rate, tokens, seconds, peak_memory}.
+        steps: gets {step, loss, grad_norm, learning_rate, tokens, seconds, peak_memory}.
+        checkpoint: where the state is kept between steps; None: nowhere.
 
     Raises:
         StageError: the loss is not finite.
@@ -41,7 +45,13 @@ def finetune(
     device = torch.device(numerics.device)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = adamw(trained, settings.weight_decay)
-    for step, chosen in enumerate(step_rows(len(rows), settings.batch_size, settings.steps, settings.seed)):
+    checkpoint = checkpoint or Checkpoint()
+    state = state_of({"policy": model}, {"policy": optimizer})
+    if (saved := checkpoint.load()) is not None:
+        saved.restore(state)
+        steps += saved.values["steps"]
+    plan = step_rows(len(rows), settings.batch_size, settings.steps, settings.seed)
+    for step, chosen in enumerate(plan[len(steps) :], len(steps)):
         started = time.perf_counter()
         model.train()
         torch.manual_seed(stream_seed(settings.seed, "dropout", step))
@@ -61,7 +71,7 @@ def finetune(
         if not math.isfinite(loss_value) or not math.isfinite(norm):
             raise StageError(f"supervised fine-tuning: loss {loss_value}, gradient norm {norm} at step {step}")
         seconds = time.perf_counter() - started
-        log(
+        steps.append(
             {
                 "step": step,
                 "loss": loss_value,
@@ -72,4 +82,5 @@ def finetune(
                 "peak_memory": peak_memory(device),
             }
         )
+        checkpoint.step(lambda: (state, {"steps": steps}))
     model.eval()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import matplotlib as mpl
+import matplotlib.style
 
 from ..tables import Numbers
 from . import along, degrees, effects, frontier, levels, training, wins
@@ -20,11 +21,12 @@ def draw(numbers: Numbers) -> list[Drawing]:
     continued as NAME-2, NAME-3 …
     """
     drawings: dict[str, Drawing] = {}
-    with mpl.rc_context(STYLE):
+    # What a person's own settings say, or a file beside the data, would change the pictures; it may even hand names to LaTeX.
+    with mpl.style.context(["default", STYLE]):
         for part in (levels, effects, frontier, wins, degrees, along, training):
             for one in part.draw(numbers):
                 name = one.name
-                while name in drawings:  # two models or tasks whose names differ only in what a file name cannot hold
+                while name.lower() in drawings:  # two models or tasks whose names differ only in what a file name cannot hold
                     name += "_"
-                drawings[name] = replace(one, name=name)
+                drawings[name.lower()] = replace(one, name=name)
     return list(drawings.values())

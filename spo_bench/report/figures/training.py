@@ -32,6 +32,8 @@ ABREAST = 4
 MOST_FIGURES = 5
 """Figures of training curves in all."""
 MOST_POINTS = 150
+LONGEST_NAME = 100
+"""Letters of a file's name."""
 _SIDES = (0.49, 0.06)
 _Array = NDArray[np.float64]
 _Curve = tuple[_Array, _Array, _Array, _Array]
@@ -51,7 +53,7 @@ def draw(numbers: Numbers) -> list[Drawing]:
 
 
 def _has_log(cell: Cell) -> bool:
-    return (cell.directory / "train.jsonl").exists()
+    return cell.file("train.jsonl") is not None
 
 
 def _draw(results: Results, place: Place, own: Sequence[Policy], families: Sequence[str], part: int, note: str) -> Drawing | None:
@@ -83,8 +85,8 @@ def _draw(results: Results, place: Place, own: Sequence[Policy], families: Seque
     begin = " Reward accuracy is drawn from step 1: before it the policy is the reference." if {*shown} & {*FROM_STEP_1} else ""
     caption = f"Training on {place_title(results, place)}: {band}; smoothed over a twentieth of the steps.{begin}{left}{note}"
     model = [short_model(place[0])] if len({cell.model for cell in results.done}) > 1 else []
-    name = "-".join(["training", place[1], *model, *([str(part + 1)] if part else [])])
-    return finish(re.sub(r"[^\w.-]+", "_", name), caption, sheet.figure)
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "_", "-".join(["training", place[1], *model]))[:LONGEST_NAME]
+    return finish(f"{name}-{part + 1}" if part else name, caption, sheet.figure)
 
 
 def _curves(policy: Policy) -> dict[str, _Curve]:

@@ -82,8 +82,7 @@ def outcomes(policy: Policy) -> _Counts:
     """Return how the verdicts of all seeds fell, from the policy's side: opponent -> win, tie, lose or invalid -> count."""
     found: dict[str, Counter[str]] = {}
     for cell in policy.cells:
-        path = cell.directory / "judgments.jsonl"
-        if path.exists():
+        if path := cell.file("judgments.jsonl"):
             with path.open(encoding="utf-8") as lines:
                 for opponent, outcome in filter(None, map(_verdict, lines)):
                     found.setdefault(opponent, Counter())[_FELL.get(outcome, "invalid")] += 1
