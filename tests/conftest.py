@@ -117,6 +117,7 @@ def command(monkeypatch, tmp_path, capsys) -> Callable[..., tuple[int, str, str]
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SPO_BENCH_STORE", str(tmp_path / "store"))
     monkeypatch.setenv("COLUMNS", "500")
+    monkeypatch.setenv("SPO_BENCH_DEBUG", "")  # what --debug sets is for the rest of the process
     return run
 
 

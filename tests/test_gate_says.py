@@ -160,7 +160,7 @@ def test_a_swapped_judge_is_noticed(tmp_path):
     assert {row.reason for row in verdict.not_fine} == {"another judge: gold → openai gpt-9"}
     assert (verdict.guarded, verdict.unguarded) == (["true_reward", "win_rate_sft"], ["length"])
     assert "Guarded: true_reward, win_rate_sft; measured, but judged by nothing: length." in sentences(verdict)
-    assert any("settings None -> (model 'gpt-9', n 1)" in text for text in verdict.changed)
+    assert any("settings null -> (model 'gpt-9', n 1)" in text for text in verdict.changed)
 
 
 def test_built_in_margins_are_named(fixed):

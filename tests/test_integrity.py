@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from random import Random
 
@@ -34,9 +35,10 @@ def made(tmp_path_factory) -> tuple[Path, Store, Path]:
     """A spec, the store of a run of it, and the run."""
     folder = tmp_path_factory.mktemp("made")
     write_json(folder / "spec.yaml", SPEC)  # JSON is YAML
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ended:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["spo-bench", *words(folder / "spec.yaml", folder / "store", folder / "run")])
-        main()
+        with pytest.raises(SystemExit) as ended:
+            main()
     assert ended.value.code == 0
     return folder / "spec.yaml", Store(folder / "store"), folder / "run"
 
@@ -114,7 +116,7 @@ def test_files_that_are_added_or_swapped_and_entries_in_another_place_are_found(
         assert found(store, kind, key) == f"{name} does not belong to it"
         (folder / name).unlink()
     own = [path for path in files(folder) if path.name != "SEAL"]
-    for one, two in zip(own, own[1:], strict=False):
+    for one, two in pairwise(own):
         contents = one.read_bytes(), two.read_bytes()
         one.write_bytes(contents[1])
         two.write_bytes(contents[0])

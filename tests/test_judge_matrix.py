@@ -18,7 +18,7 @@ import spo_bench
 from spo_bench.api import cells_of, purse_of
 from spo_bench.cli.app import app
 from spo_bench.engine.collect import length_controlled_rate
-from spo_bench.files import read_json, read_jsonl
+from spo_bench.files import read_json, read_jsonl, write_json
 from spo_bench.judging.api import HELLO
 from spo_bench.judging.attacks import TRIED
 from spo_bench.judging.store import ReplyStore
@@ -27,6 +27,7 @@ from spo_bench.matrix.load import load_spec
 from spo_bench.matrix.plan import earlier_keys, stage_states
 from spo_bench.stages.judge_audit import as_case
 from spo_bench.store.artifacts import Store
+from spo_bench.store.sealed import signed
 
 THINGS = ["owl", "otter", "heron", "hare", "toad", "badger", "primrose", "heather", "clover", "violet", "lavender", "saffron"]
 PLACES = ["woods", "rivers", "ponds", "pastures", "moors", "hills", "ravines", "harbour", "fields", "farm"]
@@ -341,7 +342,8 @@ def test_a_judge_without_a_date_draws_a_warning_before_during_and_after(world, j
     for name in ("cells.jsonl", "cells"):
         (run / name).symlink_to(judged[0] / name)
     record = read_json(judged[0] / "run.json")
-    (run / "run.json").write_text(json.dumps({**record, "spec": {**record["spec"], "judge": spec["judge"]}}))
+    record.pop("checksum")
+    write_json(run / "run.json", signed({**record, "spec": {**record["spec"], "judge": spec["judge"]}}))
     assert warning in spo_bench.report.table(run, "main")
     assert warning in spo_bench.report.table(run, "judge")
 

@@ -199,7 +199,7 @@ def damage(store: Store, tmp_path: Path) -> dict[str, str]:
 def test_verify_finds_nothing_wrong_with_a_sound_store_and_changes_nothing(store, tmp_path, dead, command):
     everything(store, tmp_path, dead)
     before = {path: file_hash(path) for path in store.root.rglob("*") if path.is_file()}
-    code, output, errors = command("store", "verify")
+    code, output, _ = command("store", "verify")
     assert code == 0, output
     assert "2 entries read, 0 damaged" in output
     assert "1 entries of an older version have no checksums" in output
@@ -510,7 +510,7 @@ def test_older_entries_failures_and_damage_are_told(why, own_store, command):
     own_store.fail("reference", reference, "loss is NaN at step 3")
     (own_store.path("data", data) / "eval.jsonl").write_text("")
     (own_store.path("model", model) / SEAL).unlink()
-    stages, reasons, text = why(own_store.root)
+    _, reasons, text = why(own_store.root)
     told = {kind: reasons[kind]["reasons"][0] for kind in ("train", "reference", "data", "model")}
     assert told["train"] == "it is in the store, but cannot be used: an older version wrote it, without checksums"
     assert told["reference"] == "it failed before: loss is NaN at step 3; --retry-failed tries again"
