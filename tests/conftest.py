@@ -42,6 +42,15 @@ SMALL_SPEC = {
 }
 
 
+# Files of few long tests: begun last, they would leave all but one worker idle at the end.
+LONGEST = ("test_real.py", "test_axes.py", "test_chaos.py", "test_checkpoints.py", "test_sampling.py", "test_spo.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take longest."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder with real data and the script that makes a real model; tests that use it carry the marker `real`."""

@@ -47,6 +47,15 @@ def test_kills_change_no_number(undisturbed, tmp_path):
     assert chaos.leftovers(place.store) == []
 
 
+@pytest.mark.real
+def test_kills_change_no_number_of_a_real_model(smollm2, tmp_path, capsys):
+    words = ["--what", "kill", "--times", "5", "--longest", "9", "--checkpoint", "0", "--seed", "1"]
+    assert chaos.main([*words, "--model", str(smollm2), "--folder", str(tmp_path)]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["signals"], found["last"], found["different_numbers"], found["left_over"]) == (5, 0, 0, [])
+    assert found["numbers"] > 30
+
+
 def test_a_signal_keeps_what_was_done_and_ends_with_130(undisturbed, tmp_path):
     spec, reference = undisturbed
     place = chaos.Place(tmp_path / "stopped", str(spec), ["--jobs", "1"])
