@@ -11,8 +11,9 @@ import torch
 
 from spo_bench.api import Watcher
 from spo_bench.engine.attempt import Ended, attempt, is_out_of_memory
+from spo_bench.engine.engine import MOST_HALVINGS, Engine
 from spo_bench.engine.free import oom_kills
-from spo_bench.engine.local import MOST_HALVINGS, Engine
+from spo_bench.engine.local import local
 from spo_bench.errors import Interrupted, StageError, disk_full, is_disk_full
 from spo_bench.stages import registry
 from spo_bench.stages.base import Stage, Work
@@ -72,7 +73,7 @@ def calls(one: Stage) -> int:
 
 def run(tmp_path: Path, *stages: Stage, **options) -> tuple[dict[str, str], list[str]]:
     told = Told()
-    with Engine(Store(tmp_path / "store"), 1, told, **options) as engine:
+    with Engine(Store(tmp_path / "store"), local(1), told, **options) as engine:
         return engine.run(stages), told.lines
 
 

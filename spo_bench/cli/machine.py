@@ -137,8 +137,7 @@ def _programs() -> Iterator[Check]:
 
 
 def _memory() -> Iterator[Check]:
-    from spo_bench.engine.free import available, left_in_group
-    from spo_bench.engine.local import cores_here
+    from spo_bench.engine.free import available, cores_here, left_in_group
 
     machine, group = available(), left_in_group()
     limit = f"; the container leaves {_size(group)}" if group < machine else ""
