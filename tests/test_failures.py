@@ -161,8 +161,10 @@ def test_an_input_that_is_damaged_again_fails_what_reads_it(tmp_path, monkeypatc
 
 def test_an_attempt_says_how_it_ended(tmp_path):
     store = Store(tmp_path)
-    assert attempt(stage(tmp_path, "fine"), store, 1, How()) == Ended("made")
-    assert attempt(stage(tmp_path, "diverge"), store, 1, How()) == Ended("failed", "test: loss nan at step 3")
+    made = attempt(stage(tmp_path, "fine"), store, 1, How())
+    assert made == Ended("made", seconds=made.seconds)
+    assert made.seconds > 0
+    assert attempt(stage(tmp_path, "diverge"), store, 1, How())[:2] == ("failed", "test: loss nan at step 3")
     assert attempt(stage(tmp_path, "break"), store, 1, How()).how == "passing"
     gone = attempt(stage(tmp_path, "fine", stage(tmp_path, "fine", n=2)), store, 1, How())
     assert (gone.how, gone.entry[0]) == ("damaged", "test")

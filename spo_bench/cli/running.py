@@ -147,7 +147,7 @@ def run(
 
     def watch(cells: Sequence[Cell], missing: Sequence[Stage]) -> RunProgress:
         counts = f"{len(cells)} cells, {len(missing)} stages to make; {crew.told}"
-        console.print(f"{spec.name}: {counts}; {target}", markup=False)
+        console.print(f"{spec.name}: {counts}; {target}", markup=False, soft_wrap=True)
         return RunProgress(missing, cells, console)
 
     folders = [str(folder) for folder in tasks or []]
