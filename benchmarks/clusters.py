@@ -42,13 +42,26 @@ def ray_cluster(nodes: int, cores: int) -> Iterator[Any]:
     from ray.cluster_utils import Cluster
 
     common = {"object_store_memory": 100 * 2**20, "include_dashboard": False}
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **common})
+    cluster = Cluster()
     try:
+        _patient(cluster, num_cpus=0, **common)
         for _ in range(nodes):
-            cluster.add_node(num_cpus=cores, object_store_memory=common["object_store_memory"])
+            _patient(cluster, num_cpus=cores, object_store_memory=common["object_store_memory"])
         yield cluster
     finally:
         cluster.shutdown()
+
+
+def _patient(cluster: Any, **options: Any) -> None:
+    """Add a node; on a busy machine the half minute that Ray gives it may be too little."""
+    for last in (False, False, True):
+        try:
+            cluster.add_node(**options)
+        except Exception:  # Ray raises no other
+            if last:
+                raise
+        else:
+            return
 
 
 def kill_node(cluster: Any) -> int:

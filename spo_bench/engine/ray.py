@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
@@ -23,6 +24,7 @@ from spo_bench.stages.base import Stage
 ADDRESS = "RAY_ADDRESS"
 # Ray's own wishes: no reports over the net, no warnings of its core, and no device hidden from a stage that asked for none.
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+KNOCK = 10.0  # seconds
 OBJECTS = 100 * 2**20  # bytes of Ray's object store, through which nothing of ours goes
 
 
@@ -162,9 +164,10 @@ def connect(address: str | None) -> tuple[list[dict[str, float]], bool]:
     if joined:
         here: dict[str, Any] = {"include_dashboard": False, "object_store_memory": OBJECTS, "_node_ip_address": "127.0.0.1"}
         try:
+            _knock(address)
             with _own_signals():
                 ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **here if address == "local" else {})
-        except (ConnectionError, ValueError, RuntimeError, OSError) as error:
+        except Exception as error:  # of whatever kind Ray chose
             raise InputError(
                 f"no Ray cluster at '{address}' ({(str(error).splitlines() or [''])[0]})",
                 "a cluster that is named is there and has the same versions of Ray and Python",
@@ -173,6 +176,17 @@ def connect(address: str | None) -> tuple[list[dict[str, float]], bool]:
             ) from error
         _say_nothing()
     return [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")], joined
+
+
+def _knock(address: str) -> None:
+    """Check that something listens at "HOST:PORT"; Ray itself would try for many minutes.
+
+    Raises:
+        OSError: nothing does.
+    """
+    host, colon, port = address.rpartition(":")
+    if colon and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK).close()
 
 
 @contextmanager

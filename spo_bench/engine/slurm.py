@@ -28,7 +28,9 @@ from spo_bench.engine.crew import Lost, Order, unanswered
 from spo_bench.engine.memory import GIB, estimate
 from spo_bench.engine.remote import Answer, Remote, answered, environment, serve
 from spo_bench.engine.slurm_options import Options
+from spo_bench.engine.shares import needs_cores
 from spo_bench.errors import Busy, InputError
+from spo_bench.stages.base import Stage
 
 POLL = 2.0  # seconds between two looks at what jobs have left
 ASK = 60.0  # seconds between two questions to Slurm, which knows of jobs that ended without a word
@@ -87,6 +89,10 @@ class SlurmCrew(Remote):
     def told(self) -> str:
         """How it works, in words."""
         return "jobs of Slurm" if not self.options.is_local else f"jobs on this machine, {self.jobs} at a time"
+
+    def takes(self, stage: Stage) -> bool:
+        """Say whether a stage is worth a job: what runs no model takes less time than a job needs to begin."""
+        return super().takes(stage) and needs_cores(stage)
 
     # What is submitted.
 
