@@ -1,7 +1,7 @@
 """Stages on other machines: do a Ray cluster and jobs of Slurm give the numbers of this machine, also where nodes are lost?
 
     python benchmarks/clusters.py --what ray               # `quick` on a Ray cluster of three nodes, started here
-    python benchmarks/clusters.py --what node              # and one of them is killed with SIGKILL in the middle, with its workers
+    python benchmarks/clusters.py --what node              # and one of them gets SIGKILL in the middle, with its workers
     python benchmarks/clusters.py --what driver            # and the command is killed in the middle, and given again
     python benchmarks/clusters.py --what stop              # and it gets SIGTERM: exit code 130, and given again
     python benchmarks/clusters.py --what slurm             # through submitit, whose jobs are processes of this machine

@@ -39,7 +39,7 @@ def show_plan(
     what a run by such a crew would be refused; ``how`` it would run them; and in full ``why`` what is left to make is.
     """
     from spo_bench import api
-    from spo_bench.engine.engine import unique_in_order
+    from spo_bench.engine.engine import Engine, Watcher, unique_in_order
     from spo_bench.engine.memory import estimate
     from spo_bench.engine.preflight import Ahead, Found, look
     from spo_bench.matrix.judge_cost import judge_plan
@@ -106,6 +106,10 @@ def show_plan(
         console.print(f"memory at the peak, estimated: {shown}{there}", markup=False, soft_wrap=True)
     if how:
         console.print(how, markup=False)
+        # An engine that makes nothing: what it would order, and what of that would be handed on.
+        for name, count, script in crew.scripts(Engine(artifacts, crew, Watcher(), whole=every).plan(every)):
+            console.print(f"\n{count} × {name}", markup=False)
+            console.print(script, markup=False, soft_wrap=True)
     if judging:
         console.print(
             f"judge {spec.judge.model}: {judging.total}; a request that fails is repeated", markup=False, soft_wrap=True

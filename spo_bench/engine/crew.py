@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from types import TracebackType
@@ -95,6 +95,10 @@ class Crew(ABC):
     def takes(self, stage: Stage) -> bool:
         """Say whether a stage may run where most do."""
         return True
+
+    def scripts(self, orders: Sequence[Order]) -> Iterator[tuple[str, int, str]]:
+        """Yield what would be handed on for some orders, of those that are alike a name, how many they are, and the text."""
+        yield from ()
 
     @abstractmethod
     def submit(self, orders: Sequence[Order]) -> list[Future[Ended]]:

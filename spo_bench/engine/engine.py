@@ -132,6 +132,15 @@ class Engine:
             raise Interrupted(stopping.STOPPED) from error
         return {stage.key: self._failures[stage.key] for stage in every if stage.key in self._failures}
 
+    def plan(self, stages: Sequence[Stage]) -> list[Order]:
+        """Return the orders that ``run`` would give if every stage were made at the first attempt; nothing is made."""
+        schedule, found = self._schedule(stages, self._missing(unique_in_order(stages))), list[Order]()
+        while schedule.left:
+            for stage, threads in schedule.start():
+                found.append(self._order(schedule, stage, threads))
+                schedule.finish(stage)
+        return found
+
     def run_and_check(self, stages: Sequence[Stage]) -> dict[str, str]:
         """Make what is missing, and make again whatever is not as it was made, for who will read all but the weights."""
         while True:

@@ -27,8 +27,8 @@ from spo_bench.engine.attempt import Ended
 from spo_bench.engine.crew import Lost, Order, unanswered
 from spo_bench.engine.memory import GIB, estimate
 from spo_bench.engine.remote import Answer, Remote, answered, environment, serve
-from spo_bench.engine.slurm_options import Options
 from spo_bench.engine.shares import needs_cores
+from spo_bench.engine.slurm_options import Options
 from spo_bench.errors import Busy, InputError
 from spo_bench.stages.base import Stage
 
@@ -172,9 +172,17 @@ class SlurmCrew(Remote):
             found |= {"exclusive": True, "mem": "0"}  # all memory of a node
         return {**found, **self.options.given, "setup": [*setup, *self.options.given.get("setup", ())]}
 
-    def scripts(self, jobs: Sequence[Sequence[Order]]) -> Iterator[tuple[str, int, str]]:
-        """Yield what would be submitted: of jobs that are alike their name, how many they are, and the script."""
+    def scripts(self, orders: Sequence[Order]) -> Iterator[tuple[str, int, str]]:
+        """Yield what would be submitted: of jobs that make the same kinds of stages these, how many they are, and the script of
+        the largest.
+        """
         import submitit
+
+        jobs, ahead = list[list[Order]](), set[str]()
+        for order in orders:
+            if self.takes(order.stage) and order.stage.key not in ahead:
+                jobs.append([order, *order.then])
+                ahead |= {one.stage.key for one in order.then}
 
         class OnPaper(submitit.SlurmExecutor):
             """Writes scripts also where there is no Slurm."""
@@ -183,13 +191,13 @@ class SlurmCrew(Remote):
             def affinity(cls) -> int:
                 return 1
 
-        counts = Counter(_name(orders) for orders in jobs)
+        counts = Counter(_name(job) for job in jobs)
         largest: dict[str, dict[str, Any]] = {}
-        for orders in jobs:
-            needs = self.needs(orders)
-            known = largest.setdefault(_name(orders), needs)
+        for job in jobs:
+            needs = self.needs(job)
+            known = largest.setdefault(_name(job), needs)
             if _size(needs) > _size(known):
-                largest[_name(orders)] = needs
+                largest[_name(job)] = needs
         for name, needs in largest.items():
             executor = OnPaper(self.folder)
             executor.update_parameters(**needs)
