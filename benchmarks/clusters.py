@@ -6,6 +6,7 @@
     python benchmarks/clusters.py --what stop              # and it gets SIGTERM: exit code 130, and given again
     python benchmarks/clusters.py --what slurm             # through submitit, whose jobs are processes of this machine
     python benchmarks/clusters.py --what slurm-driver      # and the command is killed in the middle, and given again
+    python benchmarks/clusters.py --what slurm-stop        # and a job is asked to stop, as one that is preempted or out of time
 
 Each compares with an undisturbed run of the local engine, number by number; only what was measured of time and memory may differ.
 The nodes of the Ray cluster are raylets of their own on this machine, each with as many cores as the machine has.
@@ -32,7 +33,7 @@ from chaos import Place, differences, leftovers, numbers
 from spo_bench.engine.free import cores_here
 
 NODES = 3
-WHAT = ("ray", "node", "driver", "stop", "slurm", "slurm-driver")
+WHAT = ("ray", "node", "driver", "stop", "slurm", "slurm-driver", "slurm-stop")
 
 
 @contextmanager
@@ -78,10 +79,19 @@ def kill_node(cluster: Any) -> int:
 
 def children(process: int) -> list[int]:
     """Return the processes that a process started."""
-    try:
-        return [int(word) for word in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
-    except OSError:
-        return []
+    found = list[int]()
+    for path in Path(f"/proc/{process}/task").glob("*/children"):
+        with suppress(OSError):  # a thread that ended meanwhile
+            found += [int(word) for word in path.read_text().split()]
+    return found
+
+
+def stop_jobs(command: int) -> int:
+    """Send SIGTERM to every job under way, as Slurm does before it takes a machine away; return how many there were."""
+    jobs = [one for one in children(command) if b"submitit" in Path(f"/proc/{one}/cmdline").read_bytes()]
+    for job in jobs:
+        os.kill(job, signal.SIGTERM)
+    return len(jobs)
 
 
 def stages_done(place: Place) -> int:
@@ -104,6 +114,8 @@ def disturbed(place: Place, what: str, cluster: Any, stages: int) -> dict[str, A
         found["stages_done_before"] = stages_done(place)
     if what == "node":
         found["processes_killed"] = kill_node(cluster)
+    elif what == "slurm-stop":
+        found["jobs_stopped"] = stop_jobs(process.pid)
     elif what in ("driver", "slurm-driver", "stop"):
         process.send_signal(signal.SIGTERM if what == "stop" else signal.SIGKILL)
         codes.append(process.wait())
