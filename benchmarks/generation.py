@@ -21,7 +21,7 @@ from measuring import add_output, alternate, describe, show, table
 from own_side import whole_rows
 from transformers import GenerationConfig
 
-from spo_bench.engine.local import cores_here
+from spo_bench.engine.free import cores_here
 from spo_bench.matrix.cells import expand
 from spo_bench.matrix.evaluation import Place
 from spo_bench.matrix.load import load_spec

@@ -19,7 +19,7 @@ from typing import Any
 
 from measuring import add_output, describe, show, table
 
-from spo_bench.engine.local import cores_here
+from spo_bench.engine.free import cores_here
 from spo_bench.models.policy import load_tokenizer
 from spo_bench.plugins import get_task
 from spo_bench.processes import Pool

@@ -30,7 +30,7 @@ from own_side import Setup, whole_rows
 from trl_side import dpo_trainer
 
 from spo_bench.engine.attempt import keep_freed_memory
-from spo_bench.engine.local import cores_here
+from spo_bench.engine.free import cores_here
 from spo_bench.files import read_json, read_jsonl, write_json
 from spo_bench.models.policy import load_policy, load_tokenizer
 

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from spo_bench.engine.local import cores_here
+from spo_bench.engine.free import cores_here
 from spo_bench.files import write_json
 from spo_bench.training.loop import peak_memory, reset_peak_memory
 

@@ -24,7 +24,7 @@ from measuring import add_output, describe, show, table
 
 from spo_bench import api
 from spo_bench.engine.collect import DONE, cell_record, write_record
-from spo_bench.engine.local import unique_in_order
+from spo_bench.engine.engine import unique_in_order
 from spo_bench.files import write_json, write_jsonl, write_text
 from spo_bench.matrix.load import load_spec
 from spo_bench.models.embedded import build_embedded

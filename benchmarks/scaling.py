@@ -25,7 +25,7 @@ from measuring import add_output, alternate, describe, r_squared, show, slope, t
 from own_side import Record, Setup, add_data, examples_of, load_of, objective_of, prepared, whole_rows
 
 from spo_bench.engine.attempt import keep_freed_memory
-from spo_bench.engine.local import cores_here
+from spo_bench.engine.free import cores_here
 from spo_bench.models.policy import load_policy, load_tokenizer
 from spo_bench.spo.settings import SpoSettings
 from spo_bench.training.loop import Progress, begin, fit

@@ -23,9 +23,11 @@ from spo_bench.engine.collect import (
     write_cell,
     write_record,
 )
-from spo_bench.engine.local import Engine, Watcher, cores_here, unique_in_order
+from spo_bench.engine.crew import Crew
+from spo_bench.engine.engine import Engine, Watcher, unique_in_order
+from spo_bench.engine.hire import check_memory, choose_device, hire, planned_device
 from spo_bench.engine.preflight import Ahead, check
-from spo_bench.errors import InputError, Interrupted, disk_full, is_disk_full, suggestion
+from spo_bench.errors import InputError, Interrupted, disk_full, is_disk_full
 from spo_bench.files import read_json, read_jsonl, write_jsonl
 from spo_bench.garbage import few_collections
 from spo_bench.judging.store import FILE, spent_from
@@ -33,7 +35,6 @@ from spo_bench.matrix.cells import Cell, expand
 from spo_bench.matrix.evaluation import Place
 from spo_bench.matrix.load import load_spec
 from spo_bench.matrix.spec import Spec
-from spo_bench.models.source import EMBEDDED
 from spo_bench.problems import Problems
 from spo_bench.stages.audit import check_dropped
 from spo_bench.stages.base import Stage
@@ -45,8 +46,6 @@ from spo_bench.store.provenance import provenance
 from spo_bench.store.sealed import entry, read_signed
 
 STORE_VARIABLE = "SPO_BENCH_STORE"
-DEVICES = ("auto", "cpu", "cuda", "cuda:0")
-CORES_A_JOB = 4  # what a stage of a real model has good use for; beyond that its small products share cores badly
 
 
 def unwatched(cells: Sequence[Cell], missing: Sequence[Stage]) -> AbstractContextManager[Watcher]:
@@ -79,77 +78,17 @@ def default_store() -> Path:
     return Path(os.environ.get(STORE_VARIABLE) or Path.home() / ".cache" / "spo-bench")
 
 
-def choose_device(wanted: str) -> str:
-    """Return the device for "auto", "cpu" or "cuda[:i]".
-
-    Raises:
-        InputError: an unknown device, or cuda where there is none.
-    """
-    if wanted == "cpu":
-        return wanted
-    if wanted != "auto" and not _is_gpu(wanted):
-        raise InputError(f"device '{wanted}'", "a device is auto, cpu, cuda or cuda:0, cuda:1, …", suggestion(wanted, DEVICES))
-    if wanted == "auto" and not Path("/dev/nvidia0").exists():
-        return "cpu"  # without importing torch: planning and a finished run need no tensors
-    import torch
-
-    if torch.cuda.is_available() and (":" not in wanted or int(wanted[5:]) < torch.cuda.device_count()):
-        return "cuda" if wanted == "auto" else wanted
-    if wanted == "auto":
-        return "cpu"
-    raise InputError(
-        f"device '{wanted}'",
-        f"this machine has {torch.cuda.device_count()} CUDA devices that torch can use",
-        "use --device cpu, or install a CUDA build of torch",
-    )
-
-
-def planned_device(wanted: str) -> str:
-    """Return the device for which stages are planned: a GPU that was asked for, also where it is not there."""
-    return wanted if _is_gpu(wanted) else choose_device(wanted if wanted in DEVICES else "auto")
-
-
-def _is_gpu(name: str) -> bool:
-    return name == "cuda" or (name.startswith("cuda:") and name[5:].isdigit())
-
-
-def choose_jobs(wanted: int | str, spec: Spec, device: str) -> int:
-    """Return how many stages run at a time, for a number or "auto".
-
-    Auto is one a core where only the embedded model is run, whose products are too small for cores to share; one a few cores for
-    other models; and one on a GPU. Memory may allow fewer at a time (``engine.memory``).
-
-    Raises:
-        InputError: neither a number above 0 nor "auto".
-    """
-    if str(wanted).isdecimal() and int(wanted) > 0:
-        return int(wanted)
-    if wanted != "auto":
-        raise InputError(f"--jobs {wanted}", "at least one stage runs at a time", "give --jobs 1 or more, or --jobs auto")
-    if planned_device(device) != "cpu":
-        return 1
-    small = all(model.path == EMBEDDED for model in spec.models)
-    return cores_here() if small else max(1, cores_here() // CORES_A_JOB)
-
-
-def check_memory(memory: float | None, jobs: int) -> None:
-    """Check that a limit on what stages side by side may take has any side by side to limit.
-
-    Raises:
-        InputError: one stage at a time, which always may run.
-    """
-    if memory is not None and jobs == 1:
-        raise InputError(
-            f"--memory {memory / 2**30:g} with one stage at a time",
-            "it limits what stages side by side may take, and one alone always may run",
-            "leave --memory out, or give --jobs 2 or more",
-        )
-
-
 def cells_of(
-    spec: Spec, store: Path, device: str, offline: bool = False, tasks_dirs: Sequence[str] = (), purse: str = ""
+    spec: Spec,
+    store: Path,
+    device: str,
+    offline: bool = False,
+    tasks_dirs: Sequence[str] = (),
+    purse: str = "",
+    here: bool = True,
 ) -> list[Cell]:
-    """Return the cells of a spec as they would run here; what a judge costs counts together under the name ``purse``.
+    """Return the cells of a spec as they would run, here or on other machines; what a judge costs counts together under the name
+    ``purse``.
 
     Raises:
         InputError: a device, models or data that are not there, or settings that cannot go together; all of them.
@@ -158,7 +97,8 @@ def cells_of(
         os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
     problems, cells = Problems(), list[Cell]()
     with problems.noted():
-        choose_device(device)
+        if here:
+            choose_device(device)
     with problems.noted():
         cells = expand(spec, Place(planned_device(device), HashCache(store), offline, tuple(tasks_dirs), purse))
     problems.raise_any()
@@ -171,7 +111,10 @@ def run(
     *,
     store: str | Path | None = None,
     device: str = "auto",
-    jobs: int | str = 1,
+    engine: str | Crew = "local",
+    ray_address: str | None = None,
+    slurm: Sequence[str] | Mapping[str, Any] = (),
+    jobs: int | str | None = None,
     memory: float | None = None,
     offline: bool = False,
     tasks_dirs: Sequence[str] = (),
@@ -187,9 +130,13 @@ def run(
         out: the run's directory; default ``results/NAME``. A run in the same directory is continued.
         store: where artifacts are kept; default $SPO_BENCH_STORE or ~/.cache/spo-bench.
         device: "auto", "cpu" or "cuda[:i]".
-        jobs: how many stages run side by side, where memory allows; or "auto", the command's default. More than one run in
-            processes of their own, which import the main module anew: a script that asks for them calls this under
-            ``if __name__ == "__main__":``. Here the default is one, which runs in this process.
+        engine: "local": this machine; "ray": a Ray cluster (extra ``ray``); "slurm": jobs of Slurm (extra ``slurm``); or who was
+            hired before (``engine.hire``), which decides about device and jobs. See docs/scaling.md.
+        ray_address: "HOST:PORT" of a Ray cluster; None: $RAY_ADDRESS, else one is started on this machine.
+        slurm: what is asked of Slurm: {"partition": "gpu", "time": "8:00:00"}.
+        jobs: how many stages run side by side on a machine, where memory allows; or "auto", the command's default. More than one
+            run in processes of their own, which import the main module anew: a script that asks for them, or for other machines,
+            calls this under ``if __name__ == "__main__":``. None: one, which runs in this process; on other machines "auto".
         memory: bytes that stages side by side may take by estimate, where they compute; None: what is free. One stage always
             may run.
         offline: never ask a hub.
@@ -206,20 +153,40 @@ def run(
     """
     started = time.time()
     loaded = load_spec(spec, tasks_dirs=tasks_dirs)
-    together = choose_jobs(jobs, loaded, device)
-    check_memory(memory, together)
     target = Path(out or Path("results") / loaded.name)
+    if isinstance(engine, str):
+        side_by_side = jobs if jobs is not None else 1 if engine == "local" else "auto"
+        engine = hire(engine, loaded, target, device, side_by_side, ray_address, slurm)
+    with engine as crew:
+        return _run(loaded, target, store, crew, memory, offline, tasks_dirs, checkpoint, retry_failed, watch, warn, started)
+
+
+def _run(
+    loaded: Spec,
+    target: Path,
+    store: str | Path | None,
+    crew: Crew,
+    memory: float | None,
+    offline: bool,
+    tasks_dirs: Sequence[str],
+    checkpoint: float,
+    retry_failed: bool,
+    watch: Callable[[Sequence[Cell], Sequence[Stage]], AbstractContextManager[Watcher]],
+    warn: Callable[[str], object],
+    started: float,
+) -> Finished:
+    check_memory(memory, crew)
     artifacts = Store(Path(store) if store else default_store())
     purse = purse_of(target) or uuid.uuid4().hex
     problems, cells = Problems(), list[Cell]()
     with problems.noted(), few_collections():
-        cells = cells_of(loaded, artifacts.root, device, offline, tasks_dirs, purse)
+        cells = cells_of(loaded, artifacts.root, crew.device, offline, tasks_dirs, purse, crew.here)
     every, there = unique_in_order([stage for cell in cells for stage in cell.stages.values()]), Listing(artifacts.root)
     again = {stage.key for stage in every if there.to_retry(stage.kind, stage.key)}
     missing = [stage for stage in every if stage.key in again or not stage.done(there)]
     finished = bool(cells) and not missing and _is_finished(loaded, target, cells, artifacts)
     if not finished:
-        check(Ahead(loaded, cells, missing, there, target, planned_device(device), together, purse, tasks_dirs), problems, warn)
+        check(Ahead(loaded, cells, missing, there, target, crew.room(), crew.together, purse, tasks_dirs), problems, warn)
     with suppress(OSError) if finished else nullcontext():  # nothing else is written for one that is finished
         claim(artifacts, target, purse, ((stage.kind, stage.key) for stage in every if not stage.on_disk))
     for stage in missing:
@@ -228,7 +195,7 @@ def run(
     with (
         stopping.orderly(),
         watch(cells, missing) as watcher,
-        Engine(artifacts, together, watcher, memory, every, checkpoint, retry_failed) as engine,
+        Engine(artifacts, crew, watcher, memory, every, checkpoint, retry_failed) as engine,
     ):
         if finished:
             return Finished(target, len(cells), len(cells), {}, 0, time.time() - started)

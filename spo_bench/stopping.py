@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -37,16 +37,17 @@ def stop_if_wanted() -> None:
 
 
 @contextmanager
-def orderly(told: Callable[[], None] | None = None) -> Iterator[None]:
+def orderly(told: Callable[[], None] | None = None, also: Sequence[signal.Signals] = ()) -> Iterator[None]:
     """Let signals stop this process in an orderly way while the context lasts; only in the main thread, and only once.
 
     Args:
         told: called at the first signal that has to wait.
+        also: further signals that ask to stop.
     """
     if _State.installed or threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, _received) for number in SIGNALS}
+    before = {number: signal.signal(number, _received) for number in (*SIGNALS, *also)}
     _State.installed, _State.wanted, _State.held, _State.told = True, 0, 0, told
     try:
         yield

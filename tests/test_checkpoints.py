@@ -14,7 +14,7 @@ from conftest import SMALL_SPEC
 from spo_bench import stopping
 from spo_bench.api import cells_of
 from spo_bench.engine.attempt import attempt
-from spo_bench.engine.local import unique_in_order
+from spo_bench.engine.engine import unique_in_order
 from spo_bench.errors import Interrupted
 from spo_bench.matrix.load import load_spec
 from spo_bench.stages import base

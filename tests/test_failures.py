@@ -11,8 +11,9 @@ import torch
 
 from spo_bench.api import Watcher
 from spo_bench.engine.attempt import Ended, attempt, is_out_of_memory
+from spo_bench.engine.engine import MOST_HALVINGS, Engine
 from spo_bench.engine.free import oom_kills
-from spo_bench.engine.local import MOST_HALVINGS, Engine
+from spo_bench.engine.local import local
 from spo_bench.errors import Interrupted, StageError, disk_full, is_disk_full
 from spo_bench.stages import registry
 from spo_bench.stages.base import Stage, Work
@@ -72,7 +73,7 @@ def calls(one: Stage) -> int:
 
 def run(tmp_path: Path, *stages: Stage, **options) -> tuple[dict[str, str], list[str]]:
     told = Told()
-    with Engine(Store(tmp_path / "store"), 1, told, **options) as engine:
+    with Engine(Store(tmp_path / "store"), local(1), told, **options) as engine:
         return engine.run(stages), told.lines
 
 
@@ -160,8 +161,10 @@ def test_an_input_that_is_damaged_again_fails_what_reads_it(tmp_path, monkeypatc
 
 def test_an_attempt_says_how_it_ended(tmp_path):
     store = Store(tmp_path)
-    assert attempt(stage(tmp_path, "fine"), store, 1, How()) == Ended("made")
-    assert attempt(stage(tmp_path, "diverge"), store, 1, How()) == Ended("failed", "test: loss nan at step 3")
+    made = attempt(stage(tmp_path, "fine"), store, 1, How())
+    assert made == Ended("made", seconds=made.seconds)
+    assert made.seconds > 0
+    assert attempt(stage(tmp_path, "diverge"), store, 1, How())[:2] == ("failed", "test: loss nan at step 3")
     assert attempt(stage(tmp_path, "break"), store, 1, How()).how == "passing"
     gone = attempt(stage(tmp_path, "fine", stage(tmp_path, "fine", n=2)), store, 1, How())
     assert (gone.how, gone.entry[0]) == ("damaged", "test")

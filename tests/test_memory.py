@@ -9,8 +9,8 @@ from conftest import SMALL_SPEC
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from spo_bench.api import cells_of
+from spo_bench.engine.engine import unique_in_order
 from spo_bench.engine.free import driver_name, free_memory, left_in_group
-from spo_bench.engine.local import unique_in_order
 from spo_bench.engine.memory import COPIES, GIB, PROCESS, ROW, estimate
 from spo_bench.files import read_jsonl
 from spo_bench.matrix.load import load_spec

@@ -20,8 +20,8 @@ from typer.testing import CliRunner
 import spo_bench
 from spo_bench.api import cells_of
 from spo_bench.cli.app import app
-from spo_bench.engine.free import INFINITE, Need, all_memory
-from spo_bench.engine.local import unique_in_order
+from spo_bench.engine.engine import unique_in_order
+from spo_bench.engine.free import INFINITE, Need, all_memory, free_memory
 from spo_bench.engine.memory import GIB, PROCESS, estimate
 from spo_bench.engine.preflight import Ahead, Found, check, memory
 from spo_bench.engine.space import REPORT, space
@@ -50,7 +50,7 @@ def before(spec: dict[str, Any], folder: Path, device: str = "cpu", jobs: int = 
     cells = cells_of(loaded, store.root, "cpu", purse=purse)
     every = unique_in_order([stage for cell in cells for stage in cell.stages.values()])
     missing = [stage for stage in every if not stage.done(store)]
-    return Ahead(loaded, cells, missing, store, folder / "run", device, jobs, purse)
+    return Ahead(loaded, cells, missing, store, folder / "run", (all_memory(device), free_memory(device)), jobs, purse)
 
 
 def refused(spec: dict[str, Any], folder: Path) -> InputError:

@@ -16,10 +16,12 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 import spo_bench
-from spo_bench.api import Watcher, cells_of, choose_jobs
+from spo_bench.api import Watcher, cells_of
 from spo_bench.cli.progress import RunProgress
+from spo_bench.engine.engine import Engine, unique_in_order
 from spo_bench.engine.free import Need
-from spo_bench.engine.local import Engine, unique_in_order
+from spo_bench.engine.hire import choose_jobs
+from spo_bench.engine.local import Processes, local
 from spo_bench.engine.schedule import Schedule
 from spo_bench.engine.shares import Share, shares
 from spo_bench.errors import InputError
@@ -212,7 +214,7 @@ def test_a_machine_without_memory_runs_one_stage_at_a_time(tmp_path):
     data = [cells[0].stages["data"], *(cell.stages["generate"] for cell in cells if cell.method == "sft")]
     trained = [cell.stages["train"] for cell in cells if "train" in cell.stages]
     told = Times()
-    with Engine(Store(tmp_path), 2, told, memory=0, whole=[*data, *trained]) as engine:
+    with Engine(Store(tmp_path), local(2), told, memory=0, whole=[*data, *trained]) as engine:
         assert engine.run([*data, *trained[:1]]) == {}
         assert told.most == 1
         engine.memory = float("inf")
@@ -259,7 +261,7 @@ def test_threads_depend_on_the_run_alone(tmp_path):
 def test_a_training_notes_its_threads(tmp_path):
     stages = unique_in_order([one for cell in cells_of(load_spec(SMALL_SPEC), tmp_path, "cpu") for one in cell.stages.values()])
     trained = [one for one in stages if one.kind == "train"]
-    with Engine(Store(tmp_path), 1, Watcher(), whole=stages) as engine:
+    with Engine(Store(tmp_path), local(1), Watcher(), whole=stages) as engine:
         assert engine.run(trained[:1]) == {}
     assert read_json(trained[0].path(Store(tmp_path)) / "summary.json")["threads"] == 1
 
@@ -271,7 +273,7 @@ class Killer(Watcher):
     kills = 1
 
     def finished(self, stage, seconds):
-        pool = self.engine._pool
+        pool = self.engine.crew.pool if isinstance(self.engine.crew, Processes) else None
         if self.kills and pool is not None:
             self.kills -= 1
             for process in pool.started:
@@ -284,7 +286,7 @@ def test_a_killed_idle_worker_costs_nothing(tmp_path):
     """The next stage finds a broken pool when it is given to it, or is caught in it; it is made all the same."""
     cells = cells_of(load_spec(SMALL_SPEC), tmp_path, "cpu")
     data, told = cells[0].stages["data"], Killer()
-    with Engine(Store(tmp_path), 2, told) as told.engine:
+    with Engine(Store(tmp_path), local(2), told) as told.engine:
         assert told.engine.run([data]) == {}
         assert told.kills == 0
         assert told.engine.run([cells[0].stages["sft"], *data.inputs.values()]) == {}

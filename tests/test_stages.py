@@ -15,7 +15,7 @@ from conftest import tiny_model
 
 from spo_bench.api import cells_of
 from spo_bench.engine.attempt import attempt
-from spo_bench.engine.local import run_stages
+from spo_bench.engine.engine import run_stages
 from spo_bench.errors import InputError
 from spo_bench.matrix.load import load_spec
 from spo_bench.models.embedded import build_embedded

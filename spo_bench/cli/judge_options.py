@@ -156,7 +156,7 @@ def _local(
 ) -> tuple[Any, dict[str, Any]]:
     from dataclasses import fields
 
-    from spo_bench.api import choose_device
+    from spo_bench.engine.hire import choose_device
     from spo_bench.judging.settings import ApiSettings, longest
     from spo_bench.models.source import model_identity, resolve
     from spo_bench.store.artifacts import HashCache

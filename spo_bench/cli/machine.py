@@ -65,6 +65,7 @@ def examine(
         ("results", lambda: _place("results", results)),
         ("plugins", lambda: _plugins(tasks)),
         ("programs", _programs),
+        ("engines", _engines),
         ("judge key", lambda: _key(judge.api_key_env if judge else "OPENAI_API_KEY")),
         ("hub", lambda: _hub(online)),
         ("judge", lambda: _judge(judge) if judge else ()),
@@ -133,12 +134,26 @@ def _programs() -> Iterator[Check]:
         yield Check(name, True, shutil.which(name) or f"not installed (optional: {purpose})")
 
 
+def _engines() -> Iterator[Check]:
+    """Say which engines for other machines there are; no cluster is asked."""
+    for name, module in (("ray", "ray"), ("slurm", "submitit")):
+        if find_spec(module) is None:
+            yield Check(f"engine {name}", True, f"not installed (optional: pip install 'spo-bench[{name}]')")
+        elif name == "ray":
+            address = os.environ.get("RAY_ADDRESS")
+            where = f"RAY_ADDRESS is {address}" if address else "RAY_ADDRESS is not set: a cluster is started here"
+            yield Check(f"engine {name}", True, f"ray {version(module)}; {where}")
+        else:
+            missing = [program for program in ("sbatch", "srun", "scancel", "sacct") if shutil.which(program) is None]
+            where = f"without {', '.join(missing)}: only --slurm cluster=local works here" if missing else "sbatch is here"
+            yield Check(f"engine {name}", True, f"submitit {version(module)}; {where}")
+
+
 # --- what there is room for ---------------------------------------------------------------------------------------------------
 
 
 def _memory() -> Iterator[Check]:
-    from spo_bench.engine.free import available, left_in_group
-    from spo_bench.engine.local import cores_here
+    from spo_bench.engine.free import available, cores_here, left_in_group
 
     machine, group = available(), left_in_group()
     limit = f"; the container leaves {_size(group)}" if group < machine else ""

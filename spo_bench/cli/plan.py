@@ -14,6 +14,7 @@ from spo_bench.cli.common import Terminal, cell, print_json
 from spo_bench.garbage import few_collections
 
 if TYPE_CHECKING:
+    from spo_bench.engine.crew import Crew
     from spo_bench.matrix.judge_cost import JudgeCost
     from spo_bench.matrix.plan import StageState
     from spo_bench.matrix.why import Why
@@ -27,20 +28,18 @@ def show_plan(
     spec: Any,
     out: Path,
     store: Path | None,
-    device: str,
+    crew: Crew,
     offline: bool,
     folders: Sequence[Path] | None,
-    jobs: int,
     as_json: bool,
     how: str = "",
     why: bool = False,
 ) -> None:
     """Print the state of every stage of every cell, what they take of memory, what a judge behind an endpoint would cost, and for
-    what a run with so many jobs would be refused; ``how`` it would run them; and in full ``why`` what is left to make is.
+    what a run by such a crew would be refused; ``how`` it would run them; and in full ``why`` what is left to make is.
     """
     from spo_bench import api
-    from spo_bench.engine.free import free_memory
-    from spo_bench.engine.local import unique_in_order
+    from spo_bench.engine.engine import Engine, Watcher, unique_in_order
     from spo_bench.engine.memory import estimate
     from spo_bench.engine.preflight import Ahead, Found, look
     from spo_bench.matrix.judge_cost import judge_plan
@@ -49,13 +48,15 @@ def show_plan(
     from spo_bench.store.artifacts import Listing
 
     artifacts = Listing(store or api.default_store())
-    cells = api.cells_of(spec, artifacts.root, device, offline, [str(folder) for folder in folders or []])
+    folders_given = [str(folder) for folder in folders or []]
+    cells = api.cells_of(spec, artifacts.root, crew.device, offline, folders_given, here=crew.here)
     earlier = earlier_keys(out)
     states = stage_states(cells, artifacts, earlier, closely=why)
     judging = judge_plan(spec.judge, [state.stage for state in states], artifacts, api.purse_of(out))
     asked = judging.stages if judging else {}
     every = unique_in_order([state.stage for state in states])
-    free = free_memory(api.choose_device(device))
+    room = crew.room()
+    free = room[1]
     known = {state.stage.key: (state.state, state.why) for state in states}
     standing = {stage.key: known.get(stage.key) or stage_state(stage, artifacts, closely=why) for stage in every}
     missing = [stage for stage in every if standing[stage.key][0] != "done"]
@@ -63,7 +64,7 @@ def show_plan(
     if why:
         waiting = {stage.key: standing[stage.key][1] for stage in missing}
         reasons = Reasons(artifacts, out, earlier, {cell.id: cell.stages for cell in cells}, every, waiting).all()
-    ahead = Ahead(spec, cells, missing, artifacts, out, api.planned_device(device), jobs)
+    ahead = Ahead(spec, cells, missing, artifacts, out, room, crew.together)
     found = look(ahead) if missing else Found()
     if as_json:
         needs = {stage.key: round(estimate(stage, artifacts).most) for stage in every}
@@ -101,10 +102,14 @@ def show_plan(
     if peaks:
         shown = ", ".join(f"{kind} {_gib(need)}" for kind, need in sorted(peaks.items(), key=lambda item: -item[1]))
         device_too = f", {_gib(free.device)} GiB on the device" if free.device < float("inf") else ""
-        there = f"free now: {_gib(free.host)} GiB{device_too}"
-        console.print(f"memory at the peak, estimated: {shown}; {there}", markup=False, soft_wrap=True)
+        there = f"; free now: {_gib(free.host)} GiB{device_too}" if free.host < float("inf") else ""
+        console.print(f"memory at the peak, estimated: {shown}{there}", markup=False, soft_wrap=True)
     if how:
         console.print(how, markup=False)
+        # An engine that makes nothing: what it would order, and what of that would be handed on.
+        for name, count, script in crew.scripts(Engine(artifacts, crew, Watcher(), whole=every).plan(every)):
+            console.print(f"\n{count} × {name}", markup=False)
+            console.print(script, markup=False, soft_wrap=True)
     if judging:
         console.print(
             f"judge {spec.judge.model}: {judging.total}; a request that fails is repeated", markup=False, soft_wrap=True

@@ -11,7 +11,7 @@ from typing import Self
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from spo_bench.cli.common import Terminal
-from spo_bench.engine.local import Watcher
+from spo_bench.engine.engine import Watcher
 from spo_bench.matrix.cells import Cell
 from spo_bench.stages.base import Stage
 

@@ -26,7 +26,6 @@ from spo_bench.cli.common import (
     say,
 )
 from spo_bench.cli.plan import show_plan
-from spo_bench.errors import unknown
 from spo_bench.stopping import orderly
 from spo_bench.store.checkpoints import EVERY
 
@@ -50,13 +49,39 @@ def run(
     ] = None,
     store: StoreDir = None,
     device: Device = "auto",
-    engine: Annotated[str, typer.Option("--engine", help="local: this machine.", rich_help_panel=WHERE)] = "local",
+    engine: Annotated[
+        str,
+        typer.Option(
+            "--engine",
+            metavar="NAME",
+            help="local: this machine; ray: a Ray cluster; slurm: jobs of Slurm (docs/scaling.md).",
+            rich_help_panel=WHERE,
+        ),
+    ] = "local",
+    ray_address: Annotated[
+        str | None,
+        typer.Option(
+            "--ray-address",
+            metavar="HOST:PORT",
+            help="A Ray cluster \\[default: $RAY_ADDRESS; without, one is started here].",
+            rich_help_panel=WHERE,
+        ),
+    ] = None,
+    slurm: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--slurm",
+            metavar="KEY=VALUE",
+            help="What jobs ask of Slurm: partition, account, time, … (repeatable); cluster=local tries it without.",
+            rich_help_panel=WHERE,
+        ),
+    ] = None,
     jobs: Annotated[
         str,
         typer.Option(
             "--jobs",
             metavar="N",
-            help="Stages at a time, where memory allows; auto: as many as have cores enough.",
+            help="Stages at a time on one machine, where memory allows; auto: as many as have cores enough.",
             rich_help_panel=WHERE,
         ),
     ] = "auto",
@@ -96,21 +121,20 @@ def run(
     A run that was stopped goes on where it was with the same command; what is in the store is not made again. Everything that
     would fail later is looked for first, and told in one list: then nothing is written, and the exit code is 2.
     """
-    if engine != "local":
-        raise unknown("engine", engine, ("local",))
     spec = _load(matrix, method, task, model, seed, tasks)
     target = out or Path("results") / spec.name
     from spo_bench import api
     from spo_bench.cli.progress import RunProgress, clock
+    from spo_bench.engine.hire import check_memory, hire
     from spo_bench.engine.memory import GIB
     from spo_bench.matrix.judge_cost import judge_warnings
 
-    side_by_side, room = api.choose_jobs(jobs, spec, device), None if memory is None else memory * GIB
-    api.check_memory(room, side_by_side)
+    room = None if memory is None else memory * GIB
     if dry_run:
-        together = f"{side_by_side} stage{'s' if side_by_side > 1 else ''} at a time"
-        within = f", side by side within {memory:g} GiB" if memory is not None else ""
-        show_plan(spec, target, store, device, offline, tasks, side_by_side, as_json=False, how=together + within)
+        with hire(engine, spec, target, device, jobs, ray_address, slurm or ()) as crew:
+            check_memory(room, crew)
+            within = f", side by side within {memory:g} GiB" if memory is not None else ""
+            show_plan(spec, target, store, crew, offline, tasks, as_json=False, how=crew.told + within)
         return
 
     console = Terminal(stderr=True)
@@ -122,18 +146,20 @@ def run(
         warn(warning)
 
     def watch(cells: Sequence[Cell], missing: Sequence[Stage]) -> RunProgress:
-        counts = f"{len(cells)} cells, {len(missing)} stages to make, {side_by_side} at a time"
-        console.print(f"{spec.name}: {counts}; {target}", markup=False)
+        counts = f"{len(cells)} cells, {len(missing)} stages to make; {crew.told}"
+        console.print(f"{spec.name}: {counts}; {target}", markup=False, soft_wrap=True)
         return RunProgress(missing, cells, console)
 
     folders = [str(folder) for folder in tasks or []]
-    with orderly(lambda: console.print("stopping: what is under way is kept first; once more, and it is not")):
+    with (
+        orderly(lambda: console.print("stopping: what is under way is kept first; once more, and it is not")),
+        hire(engine, spec, target, device, jobs, ray_address, slurm or ()) as crew,
+    ):
         done = api.run(
             spec,
             target,
             store=store,
-            device=device,
-            jobs=side_by_side,
+            engine=crew,
             memory=room,
             offline=offline,
             tasks_dirs=folders,
@@ -176,11 +202,12 @@ def plan(
     """Show what would run: every cell, the state and reason of every stage, what a judge behind an endpoint would cost, and for
     what a run would be refused.
     """
-    from spo_bench.api import choose_jobs
+    from spo_bench.engine.hire import hire
 
     spec = _load(matrix, method, task, model, seed, tasks)
-    jobs = choose_jobs("auto", spec, device)
-    show_plan(spec, out or Path("results") / spec.name, store, device, offline, tasks, jobs, json, why=why)
+    target = out or Path("results") / spec.name
+    with hire("local", spec, target, device) as crew:
+        show_plan(spec, target, store, crew, offline, tasks, json, why=why)
 
 
 def _load(matrix: str | None, methods: Any, tasks: Any, models: Any, seeds: Any, folders: Sequence[Path] | None) -> Any:

@@ -6,6 +6,7 @@ import ctypes
 import gc
 import os
 import sys
+import time
 import traceback
 from contextlib import suppress
 from pathlib import Path
@@ -31,11 +32,13 @@ class Ended(NamedTuple):
             little; damaged: an input is not as it was made; busy: another process makes it.
         reason: why it was not made.
         entry: kind and key of a damaged input.
+        seconds: it took.
     """
 
     how: Literal["made", "failed", "passing", "memory", "damaged", "busy"]
     reason: str = ""
     entry: tuple[str, str] | None = None
+    seconds: float = 0.0
 
 
 def attempt(stage: Stage, store: Store, threads: int, how: How) -> Ended:
@@ -45,6 +48,12 @@ def attempt(stage: Stage, store: Store, threads: int, how: How) -> Ended:
         InputError: what a person gave cannot be used.
         Interrupted: the run is asked to stop, or the disk is full.
     """
+    started = time.perf_counter()
+    ended = _attempt(stage, store, threads, how)
+    return ended._replace(seconds=time.perf_counter() - started)
+
+
+def _attempt(stage: Stage, store: Store, threads: int, how: How) -> Ended:
     import torch
 
     torch.set_num_threads(threads)

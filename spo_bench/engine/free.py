@@ -1,4 +1,4 @@
-"""How much memory is free: of this machine, of the container it may be, of a GPU."""
+"""What this machine has: cores, and memory that is free, of the container it may be and of a GPU too."""
 
 from __future__ import annotations
 
@@ -163,3 +163,8 @@ def oom_kills() -> int:
             continue
         found += next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
     return found
+
+
+def cores_here() -> int:
+    """Return how many cores this process may use: less than the machine has in a container or under taskset."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

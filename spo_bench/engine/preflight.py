@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from spo_bench.engine.free import INFINITE, Need, all_memory, free_memory
+from spo_bench.engine.free import INFINITE, Need
 from spo_bench.engine.memory import GIB, TRAINING, estimate, model_of, origin
 from spo_bench.engine.space import space
 from spo_bench.errors import InputError
@@ -48,7 +48,7 @@ class Ahead:
         cells: of it; none where they are not known, because a model or data is not there.
         missing: stages that are left to make.
         store, out: where it writes.
-        device: where it computes.
+        room: all the memory a stage could ever have where it runs, and what is free there now.
         jobs: stages at a time.
         purse: under which its judge is paid.
         tasks_dirs: further folders of task plugins.
@@ -59,7 +59,7 @@ class Ahead:
     missing: Sequence[Stage]
     store: Store
     out: Path
-    device: str
+    room: tuple[Need, Need]
     jobs: int
     purse: str = ""
     tasks_dirs: Sequence[str] = ()
@@ -94,7 +94,7 @@ def look(ahead: Ahead, read: bool = False) -> Found:
         with found.problems.noted():
             check_writable(name, place)
     _disk(ahead, found)
-    memory(ahead.missing, ahead.store, all_memory(ahead.device), free_memory(ahead.device), found)
+    memory(ahead.missing, ahead.store, *ahead.room, found)
     if found.judge is not None:
         with found.problems.noted():
             key_in_environment(found.judge.api_key_env, found.judge.base_url)

@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 
 from spo_bench.engine.free import NOTHING, Need
+from spo_bench.engine.memory import TRAINING
 from spo_bench.engine.shares import Share
 from spo_bench.stages.base import Stage
 
@@ -24,6 +25,7 @@ class Schedule:
         share: what a stage has of the cores.
         idle: what a worker process keeps that has nothing to do.
         workers: how many of them there are already.
+        apart: whether stages run in places of their own, so that one which may have killed its process does not wait for others.
     """
 
     def __init__(
@@ -36,8 +38,10 @@ class Schedule:
         share: Callable[[Stage], Share],
         idle: Need = NOTHING,
         workers: int = 0,
+        apart: bool = False,
     ) -> None:
         self.jobs, self.cores, self.memory, self.need, self.share, self.idle = jobs, cores, memory, need, share, idle
+        self.apart = apart
         self.left = {stage.key: stage for stage in stages}
         self._waits: dict[str, set[str]] = {}
         self._readers: dict[str, list[str]] = defaultdict(list)
@@ -50,6 +54,7 @@ class Schedule:
             for source in self._waits[key]:
                 self._readers[source].append(key)
         behind = self._behind()
+        self._trained_on = self._before_training()
         self._place = {key: (-behind[key], place) for place, key in enumerate(self.left)}
         self._ready: list[tuple[tuple[int, int], str]] = []
         self._beside: list[tuple[tuple[int, int], str]] = []
@@ -67,6 +72,14 @@ class Schedule:
         for key in reversed(self.left):
             found[key] = set(self._readers[key]).union(*(found[reader] for reader in self._readers[key]))
         return {key: len(waiting) for key, waiting in found.items()}
+
+    def _before_training(self) -> set[str]:
+        """Return the keys of all trainings, and of what one of them waits for, directly or not."""
+        found: set[str] = set()
+        for key, stage in reversed(self.left.items()):
+            if stage.kind in TRAINING or not found.isdisjoint(self._readers[key]):
+                found.add(key)
+        return found
 
     def start(self) -> list[tuple[Stage, int]]:
         """Return the stages that begin now, each with its number of threads; they count as running from here on.
@@ -89,7 +102,7 @@ class Schedule:
                 continue
             self._ready.remove((place, key))
             begun.append(self._begin(stage, share, need))
-        if not self._suspects and self._jobs_taken() == len(self._running):
+        if (self.apart or not self._suspects) and self._jobs_taken() == len(self._running):
             for place, key in [one for one in self._beside if not self._rests(one[1])][:1]:
                 stage = self.left[key]
                 share, need = self.share(stage), self.need(stage)
@@ -113,7 +126,7 @@ class Schedule:
 
     def _candidates(self) -> list[tuple[tuple[int, int], str]]:
         """Return what is ready, the most wanted first; of stages that may have killed their process one, and that alone."""
-        if not self._suspects:
+        if self.apart or not self._suspects:
             return [one for one in self._ready if not self._rests(one[1])]
         return [] if self._running else [one for one in self._ready if one[1] in self._suspects][:1]
 
@@ -166,6 +179,25 @@ class Schedule:
         self._suspects.add(stage.key)
         insort(self._ready, (self._place[stage.key], stage.key))
         return True
+
+    def is_suspect(self, stage: Stage) -> bool:
+        """Say whether a stage has to run alone, since it may have killed its process or found too little memory beside others."""
+        return stage.key in self._suspects
+
+    def tail(self, stage: Stage, may: Callable[[Stage], bool]) -> list[tuple[Stage, int]]:
+        """Return what can follow a stage at once, inputs first, each with its threads: all that waits for it and its like alone,
+        and for which no training waits, such as the answers of a policy, their scores and verdicts. What a training waits for
+        starts as soon as it can, elsewhere.
+
+        Args:
+            stage: that begins.
+            may: whether a stage may run where that one does.
+        """
+        found = {stage.key: stage}
+        for key, one in self.left.items():
+            if self._waits[key] and self._waits[key] <= found.keys() and key not in self._trained_on and may(one):
+                found[key] = one
+        return [(one, self.share(one).threads) for one in found.values() if one is not stage]
 
     def _end(self, stage: Stage) -> None:
         del self.left[stage.key], self._running[stage.key]
