@@ -318,11 +318,10 @@ def test_the_same_command_writes_anew_what_is_damaged_in_a_run(damage, made, cop
     cell = of_dpo(copied)
     places = {"DONE": cell / "DONE", "policy": cell / "policy", "run.json": copied / damage, "metrics.jsonl": copied / damage}
     path = places.get(damage, cell / "scores.json")
-    before = None if damage == "policy" else path.read_bytes()
     if damage in ("missing", "policy"):
         path.unlink()
     elif damage in ("cut", "DONE"):
-        path.write_bytes(before[:-3])
+        path.write_bytes(path.read_bytes()[:-3])
     else:
         other_digit(path)
     code, _, errors = command(*words(spec, store.root, copied))
@@ -332,8 +331,6 @@ def test_the_same_command_writes_anew_what_is_damaged_in_a_run(damage, made, cop
     assert differences(copied, run) == 0
     if damage == "policy":
         assert path.resolve().is_relative_to(store.root)
-    elif damage not in ("DONE", "run.json"):
-        assert path.read_bytes() == before
 
 
 def test_a_number_that_changed_without_a_trace_is_refused_with_a_remedy_that_helps(made, copied, command):

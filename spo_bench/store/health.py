@@ -93,7 +93,7 @@ def _entries(store: Store, found: Inventory) -> Iterator[_Check]:
 
 def _checkpoints(store: Store, found: Inventory) -> Iterator[_Check]:
     for one in found.checkpoints:
-        for folder in sorted(one.path.glob("[0-9]*[0-9]")):
+        for folder in sorted(path for path in one.path.iterdir() if path.name.isdigit()):
             find = partial(_twice, folder, partial(sealed.fault, folder))
             yield _Check("checkpoint", str(folder.relative_to(store.root)), size(folder), find, one.kind, one.key)
 
