@@ -13,13 +13,13 @@ from test_training import CPU, SETTINGS, reference_of, some_examples
 from spo_bench.files import write_jsonl
 from spo_bench.methods import get_method, resolve
 from spo_bench.models.policy import add_lora
+from spo_bench.ranks import Ranks, whole
 from spo_bench.spo.head import DegreeHead
 from spo_bench.spo.settings import SpoSettings
 from spo_bench.stages.base import Work
 from spo_bench.training.examples import stream_seed
 from spo_bench.training.loop import begin, fit
 from spo_bench.training.objective import Objective
-from spo_bench.training.ranks import Ranks, whole
 from spo_bench.training.sharding import Group, shard
 
 LORA = {"rank": 4, "alpha": 8, "dropout": 0.0, "target_modules": "all-linear"}

@@ -14,16 +14,15 @@ from spo_bench import stopping
 from spo_bench.models.numerics import add_in_one_order
 from spo_bench.processes import Pool
 from spo_bench.stages.base import Work
-from spo_bench.training.ranks import Ranks
 
 PATIENCE = 0.5  # seconds until it is looked again whether the run is asked to stop
 
 
-def together(function: Callable[[Work, Ranks], None], work: Work, count: int) -> None:
+def together(function: Callable[[Work], None], work: Work, count: int) -> None:
     """Let ``count`` processes do a stage's work together. A signal that this process got is passed on; they end when it does.
 
     Args:
-        function: called in each with the work, whose device and checkpoint are that process's, and its rank.
+        function: of the stage; called in each with the work, of which device, checkpoint and rank are that process's.
         work: of the stage.
         count: number of processes, and of devices on a machine with GPUs.
 
@@ -54,7 +53,7 @@ def together(function: Callable[[Work, Ranks], None], work: Work, count: int) ->
             pool.shutdown()
 
 
-def _rank(function: Callable[[Work, Ranks], None], work: Work, count: int, meeting: Path, threads: int, rank: int) -> None:
+def _rank(function: Callable[[Work], None], work: Work, count: int, meeting: Path, threads: int, rank: int) -> None:
     import torch
     import torch.distributed as dist
 
@@ -71,5 +70,9 @@ def _rank(function: Callable[[Work, Ranks], None], work: Work, count: int, meeti
     dist.init_process_group(backend, init_method=meeting.as_uri(), rank=rank, world_size=count)
     ranks = Group(kind)
     checkpoint = SharedCheckpoint(work.checkpoint.folder, work.checkpoint.every, ranks)
-    function(replace(work, local={**work.local, "device": device}, checkpoint=checkpoint), ranks)
+    own = replace(work, local={**work.local, "device": device}, checkpoint=checkpoint, ranks=ranks)
+    if rank > 0:
+        own = replace(own, out=meeting.with_name(f"rank-{rank}"))
+        own.out.mkdir()
+    function(own)
     dist.destroy_process_group()

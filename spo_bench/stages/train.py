@@ -23,7 +23,6 @@ from spo_bench.stages.data import load_split, loop_settings, training_rows
 from spo_bench.stages.examples import example, stored_reference
 from spo_bench.stages.reference import explored_ids
 from spo_bench.stages.rounds import NO_REFERENCE, Kept, Training, run_rounds
-from spo_bench.stages.together import together
 from spo_bench.store.checkpoints import Saved, State
 from spo_bench.training.examples import Copy, Example, micro_batches, stream_seed
 from spo_bench.training.forward import pool
@@ -31,20 +30,11 @@ from spo_bench.training.loop import Progress, TrainSettings, begin, fit, peak_me
 from spo_bench.training.moving import MovingReference
 from spo_bench.training.objective import Objective
 from spo_bench.training.probe import trie_obstacle
-from spo_bench.training.ranks import ALONE, Ranks
 from spo_bench.training.sharding import Group, shard, whole_state
 from spo_bench.training.trie import Ints
 
 
 def run(work: Work) -> None:
-    """Train on as many devices as the stage's local settings say, and write what ``train`` writes."""
-    if (count := work.local.get("devices", 1)) > 1:
-        together(train, work, count)
-    else:
-        train(work, ALONE)
-
-
-def train(work: Work, ranks: Ranks) -> None:
     """Write ``policy/`` (a Hugging Face directory), ``train.jsonl`` and ``summary.json``.
 
     Config: method {name, version, hyperparameters}, additions (name -> {version, settings}), spo (settings or null), settings
@@ -56,7 +46,7 @@ def train(work: Work, ranks: Ranks) -> None:
     an addition wants the reference's greedy answer. What a regime needs: see ``rounds``.
     """
     started = time.perf_counter()
-    training = prepare(work, ranks)
+    training, ranks = prepare(work), work.ranks
     saved = work.checkpoint.load()
     steps: list[dict[str, Any]] = list(saved.values["steps"]) if saved else []
     before = saved.values["seconds"] if saved else 0.0
@@ -79,14 +69,13 @@ def train(work: Work, ranks: Ranks) -> None:
         rows, copies = load_split(work.inputs["data"], "eval"), load_copies(work.inputs["copies"], "eval")
         held_out = [example(row, training.tokenizer, spo, settings, copies=made) for row, made in zip(rows, copies, strict=True)]
         summary["degrees"] = degree_accuracy(objective, held_out, settings)
-    if ranks.rank > 0:
-        return
     write_jsonl(work.out / "train.jsonl", steps)
-    save_policy(objective.model, training.tokenizer, work.out / "policy", weights)
+    if ranks.rank == 0:  # the others have no whole weights
+        save_policy(objective.model, training.tokenizer, work.out / "policy", weights)
     write_json(work.out / "summary.json", {**summary, "packing": settings.packing, "packing_fallback": training.obstacle})
 
 
-def prepare(work: Work, ranks: Ranks) -> Training:
+def prepare(work: Work) -> Training:
     """Load the policy, this rank's part of it, and set up what is minimised; the rows come with the reference later."""
     method = get_method(work.config["method"]["name"])
     spo = SpoSettings(**work.config["spo"]["settings"]) if work.config["spo"] else None
@@ -95,7 +84,7 @@ def prepare(work: Work, ranks: Ranks) -> Training:
     records = training_rows(work)
     settings = loop_settings(work)
     reset_peak_memory(torch.device(work.numerics.device))
-    sharded = None
+    sharded, ranks = None, work.ranks
     for _ in ranks.in_turn():  # a model is whole on one rank at a time
         model = load_policy(work.inputs["policy"], work.numerics, trust_remote_code=trust)
         with work.numerics.autocast():

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from spo_bench.training.ranks import ALONE, Ranks, passes
-from spo_bench.training.trie import Ints, Pack, Response, TrieRow, build_row, pack
+from spo_bench.ranks import ALONE, Ranks
+from spo_bench.training.trie import Ints, Pack, Response, TrieRow, build_row, fill_budget, pack
 
 SIDES = ("chosen", "rejected")
 
@@ -201,3 +201,35 @@ def micro_batches(
             )
         )
     return batches
+
+
+def deal(sizes: Sequence[int], count: int) -> list[list[int]]:
+    """Deal 0..len(sizes)-1 to ranks, so that each has about as many tokens: the largest first, to whoever has least.
+
+    Returns:
+        Ascending places for every rank; all of them for one.
+    """
+    hands: list[list[int]] = [[] for _ in range(count)]
+    held = [0] * count
+    for place in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
+        least = min(range(count), key=held.__getitem__)
+        hands[least].append(place)
+        held[least] += sizes[place]
+    return [sorted(hand) for hand in hands]
+
+
+def passes(sizes: Sequence[int], budget: int, ranks: Ranks) -> tuple[list[list[int]], int]:
+    """Return the places of each forward pass of this rank, and how many more passes another rank makes.
+
+    Where weights are sharded every rank takes part in every pass, so whoever has fewer makes idle ones.
+
+    Args:
+        sizes: tokens of the step's rows.
+        budget: most tokens of a pass; a larger row stands alone.
+        ranks: who shares the step.
+    """
+    every = [
+        [[hand[i] for i in group] for group in fill_budget([sizes[place] for place in hand], budget)]
+        for hand in deal(sizes, ranks.count)
+    ]
+    return every[ranks.rank], max(map(len, every)) - len(every[ranks.rank])

@@ -18,12 +18,12 @@ from torch import Tensor
 
 from spo_bench.errors import StageError
 from spo_bench.methods import get_addition
+from spo_bench.ranks import Ranks, whole
 from spo_bench.spo.head import add_bins, bin_counts
 from spo_bench.store.checkpoints import Saved
 from spo_bench.training.examples import Example, MicroBatch, micro_batches, step_rows, stream_seed
 from spo_bench.training.moving import MovingReference
 from spo_bench.training.objective import Objective, Running
-from spo_bench.training.ranks import Ranks, whole
 from spo_bench.training.state import numbers, restored, state_of
 from spo_bench.training.trie import Ints
 

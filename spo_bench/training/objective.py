@@ -19,12 +19,12 @@ from spo_bench.methods import get_addition
 from spo_bench.methods.base import Lists, Method
 from spo_bench.methods.lists import pair_of, row_losses
 from spo_bench.models.numerics import Numerics
+from spo_bench.ranks import ALONE, Ranks
 from spo_bench.spo.head import DegreeHead, degree_loss
 from spo_bench.spo.settings import SpoSettings, gamma_at
 from spo_bench.training.blocks import moved
 from spo_bench.training.examples import MicroBatch, stream_seed
 from spo_bench.training.forward import Statistics, pool, response_sums
-from spo_bench.training.ranks import ALONE, Ranks
 from spo_bench.training.trie import Ints
 
 Running = Mapping[str, Tensor] | None

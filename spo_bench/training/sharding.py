@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from spo_bench.models.numerics import Numerics
 from spo_bench.models.policy import causal
+from spo_bench.ranks import Ranks
 from spo_bench.store import shards
 from spo_bench.store.checkpoints import Checkpoint, Saved
 from spo_bench.training.forward import Statistics
-from spo_bench.training.ranks import Ranks
 
 T = TypeVar("T")
 

@@ -1,15 +1,15 @@
-"""The processes that train one policy together, and how a step's rows are dealt to them."""
+"""The processes that do one stage together. No heavy import: planning uses this."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, TypeVar
 
-from torch import Tensor
-from torch.nn import Parameter
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import Parameter
 
-from spo_bench.training.trie import fill_budget
-
+S = TypeVar("S")
 T = TypeVar("T")
 
 
@@ -39,6 +39,18 @@ class Ranks:
                 found[name] = found[name] + value if name in found else value
         return found
 
+    def spread(self, items: Sequence[S], do: Callable[[S], T]) -> Iterator[list[T]]:
+        """Yield what is done of some items, in their order and on every rank, each of which does one at a time; all have to call.
+
+        Args:
+            items: the same on every rank.
+            do: what is done of one; it takes no part in anything that ranks do together.
+        """
+        for start in range(0, len(items), self.count):
+            some = items[start : start + self.count]
+            own = [do(some[self.rank])] if self.rank < len(some) else []
+            yield [value for part in self.gather(own) for value in part]
+
     def in_turn(self) -> Iterator[None]:
         """Yield once, when it is this rank's turn; return when every rank has had its own."""
         for turn in range(self.count):
@@ -60,35 +72,3 @@ ALONE = Ranks()
 def whole(value: Tensor) -> Tensor:
     """Return a tensor of which ranks hold parts as one; all have to call."""
     return value.full_tensor() if hasattr(value, "full_tensor") else value
-
-
-def deal(sizes: Sequence[int], count: int) -> list[list[int]]:
-    """Deal 0..len(sizes)-1 to ranks, so that each has about as many tokens: the largest first, to whoever has least.
-
-    Returns:
-        Ascending places for every rank; all of them for one.
-    """
-    hands: list[list[int]] = [[] for _ in range(count)]
-    held = [0] * count
-    for place in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
-        least = min(range(count), key=held.__getitem__)
-        hands[least].append(place)
-        held[least] += sizes[place]
-    return [sorted(hand) for hand in hands]
-
-
-def passes(sizes: Sequence[int], budget: int, ranks: Ranks) -> tuple[list[list[int]], int]:
-    """Return the places of each forward pass of this rank, and how many more passes another rank makes.
-
-    Where weights are sharded every rank takes part in every pass, so whoever has fewer makes idle ones.
-
-    Args:
-        sizes: tokens of the step's rows.
-        budget: most tokens of a pass; a larger row stands alone.
-        ranks: who shares the step.
-    """
-    every = [
-        [[hand[i] for i in group] for group in fill_budget([sizes[place] for place in hand], budget)]
-        for hand in deal(sizes, ranks.count)
-    ]
-    return every[ranks.rank], max(map(len, every)) - len(every[ranks.rank])
