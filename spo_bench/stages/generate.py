@@ -90,7 +90,8 @@ def in_blocks(
     with checkpoint.at_any_time(state):
         blocks = [order[start : start + size] for start in range(0, len(order), size)]
         left = [places for places in blocks if places[0] not in found]
-        for answered in ranks.spread(left, lambda places: list(zip(places, some(places), strict=True))):
-            found.update(pair for pairs in answered for pair in pairs)
+        for answered in ranks.spread(left, lambda places: dict(zip(places, some(places), strict=True))):
+            for answers in answered:
+                found.update(answers)
             checkpoint.step(state)
     return [found[place] for place in range(len(prompts))]

@@ -34,7 +34,16 @@ KINDS = {
 }
 
 
-TOGETHER = ("sft", "reference", "mismatched", "explored", "train", "generate", "score")  # what several devices do together
+TOGETHER = (
+    "sft",
+    "reference",
+    "mismatched",
+    "explored",
+    "train",
+    "generate",
+    "score",
+    "reward",
+)  # what several devices do together
 
 
 def devices(stage: Stage) -> int:
