@@ -16,6 +16,7 @@ from spo_bench.models.chat import conversation_ids, plain_text
 from spo_bench.models.numerics import Numerics
 from spo_bench.models.policy import own_code_refused
 from spo_bench.models.source import check_whole, weight_files
+from spo_bench.ranks import ALONE, Ranks
 
 Messages = Sequence[Mapping[str, str]]
 

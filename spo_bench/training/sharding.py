@@ -137,3 +137,4 @@ class SharedCheckpoint(Checkpoint):
         self.ranks.gather(None)
         if self.ranks.rank == 0:
             self._place(part, values)
+        self.ranks.gather(None)  # whoever leaves before may end the others
