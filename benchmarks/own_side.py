@@ -112,6 +112,17 @@ def whole_rows(tokenizer: Any, data: str, task: str, count: int | None, max_leng
     return found
 
 
+def spread(records: Sequence[Record], count: int) -> list[Record]:
+    """Return so many rows, evenly over the order of lengths: the middles of equal parts."""
+    ordered = sorted(records, key=length)
+    return [ordered[int((i + 0.5) * len(ordered) / count)] for i in range(count)]
+
+
+def length(record: Record) -> int:
+    """Return the tokens of a row's prompt and both answers."""
+    return sum(len(record[f"{name}_ids"]) for name in ("prompt", "chosen", "rejected"))
+
+
 def examples_of(records: Sequence[Record], tokenizer: Any, spo: SpoSettings | None, settings: TrainSettings) -> list[Example]:
     """Return the rows as the loop sees them."""
     return [example(record, tokenizer, spo, settings) for record in records]

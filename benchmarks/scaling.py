@@ -1,11 +1,12 @@
 """What a training step costs against rows, length and degrees; tries against separate sequences; a matrix against its cells.
 
-Usage: python benchmarks/scaling.py MODEL PAIRS.jsonl[.gz] [--what rows length degrees layout cells] [--rounds 3] [--json]
+Usage: python benchmarks/scaling.py MODEL PAIRS.jsonl[.gz] [--what rows length degrees layout cells processes] [--json]
 
 Real training steps, optimizer included, of DPO and of DPO with SPO, full fine-tuning. What is compared runs in turn on one model:
 the cost of a step does not depend on the weights. Rows of a step are taken evenly over the lengths of the data, so that steps of
 any number of rows are alike. Cells: the whole command with an empty store, one stage at a time, for a growing number of methods,
-each with and without SPO; what a further cell costs beside its own training steps.
+each with and without SPO; what a further cell costs beside its own training steps. Processes: the same steps by one process on
+one core and by several that share the weights, each on a core of its own, in turn.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ import numpy as np
 import torch
 from matrix import own_matrix
 from measuring import add_output, alternate, describe, r_squared, show, slope, table
-from own_side import Record, Setup, add_data, examples_of, load_of, objective_of, prepared, whole_rows
+from own_side import Record, Setup, add_data, examples_of, length, load_of, objective_of, prepared, spread, whole_rows
+from ranks_side import compare
 
 from spo_bench.engine.attempt import keep_freed_memory
 from spo_bench.engine.free import cores_here
@@ -30,7 +32,7 @@ from spo_bench.models.policy import load_policy, load_tokenizer
 from spo_bench.spo.settings import SpoSettings
 from spo_bench.training.loop import Progress, begin, fit
 
-WHAT = ("rows", "length", "degrees", "layout", "cells")
+WHAT = ("rows", "length", "degrees", "layout", "cells", "processes")
 METHODS = ("dpo", "ipo", "simpo", "kto")
 SPO = SpoSettings()
 
@@ -81,17 +83,6 @@ class Bench:
             {"what": name, "rows": len(steps[name][0]), "tokens": tokens, "seconds": statistics.median(seconds[name])}
             for name, (_, tokens) in made.items()
         ]
-
-
-def spread(records: Sequence[Record], count: int) -> list[Record]:
-    """Return so many rows, evenly over the order of lengths: the middles of equal parts."""
-    ordered = sorted(records, key=length)
-    return [ordered[int((i + 0.5) * len(ordered) / count)] for i in range(count)]
-
-
-def length(record: Record) -> int:
-    """Return the tokens of a row's prompt and both answers."""
-    return sum(len(record[f"{name}_ids"]) for name in ("prompt", "chosen", "rejected"))
 
 
 def rows(bench: Bench, counts: Sequence[int]) -> dict[str, Any]:
@@ -179,6 +170,15 @@ def cells(wanted: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def processes(wanted: argparse.Namespace) -> dict[str, Any]:
+    """Measure how much of the ideal is left when several processes take a step together."""
+    config = {name: getattr(wanted, name) for name in ("task", "max_length", "micro_tokens", "count", "dtype", "data")}
+    config |= {"model": str(wanted.model), "pairs": 2 * wanted.pairs, "steps": 3}
+    kinds = (("dpo", False), ("dpo+SPO", True))
+    lines = [{"what": name, **compare({**config, "spo": spo}, wanted.processes, wanted.rounds)} for name, spo in kinds]
+    return {"processes": wanted.processes, "pairs_a_step": config["pairs"], "lines": lines}
+
+
 def measure(wanted: argparse.Namespace) -> dict[str, Any]:
     """Measure what is wanted."""
     torch.set_num_threads(cores_here())
@@ -193,6 +193,7 @@ def measure(wanted: argparse.Namespace) -> dict[str, Any]:
         "degrees": lambda: degrees(bench, wanted.pairs, wanted.degrees),
         "layout": lambda: layout(bench, wanted.pairs),
         "cells": lambda: cells(wanted),
+        "processes": lambda: processes(wanted),
     }
     setting = {"model": wanted.model.name, "dtype": wanted.dtype, "pairs_a_step": wanted.pairs, "rows_of_data": len(records)}
     return {"about": describe(), "setting": setting, **{name: parts[name]() for name in wanted.what}}
@@ -224,6 +225,17 @@ def tables(result: dict[str, Any]) -> str:
             f"a further cell takes {found['a_cell']:.1f} s, of them {found['training_a_cell']:.1f} s its own training; "
             f"what is made once {found['once']:.1f} s; r² {found['r_squared']:.4f}"
         )
+    if found := result.get("processes"):
+        keys = ("what", "one", "several", "efficiency", "memory", "losses_apart")
+        head = (
+            "step",
+            "one, s",
+            f"{found['processes']} processes, s",
+            "efficiency",
+            "memory of a process / of one",
+            "losses apart",
+        )
+        parts.append(table(head, [[line[key] for key in keys] for line in found["lines"]]))
     return "\n\n".join(parts)
 
 
@@ -237,6 +249,7 @@ def parsed(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--methods", nargs="+", type=int, default=[1, 2, 4], help="how many methods the matrices have")
     parser.add_argument("--cell-steps", type=int, default=4, help="steps of a cell's training")
     parser.add_argument("--pairs", type=int, default=4, help="rows a step where they do not vary")
+    parser.add_argument("--processes", type=int, default=2, help="that take a step together")
     parser.add_argument("--rounds", type=int, default=3, help="timed rounds, after one to warm up")
     parser.add_argument("--count", type=int, default=400, help="rows of the data that are used")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])

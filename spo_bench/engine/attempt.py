@@ -16,6 +16,7 @@ from spo_bench import stopping
 from spo_bench.engine.memory import PROCESS
 from spo_bench.engine.shares import asks_endpoint
 from spo_bench.errors import Busy, Damaged, InputError, Interrupted, SpoBenchError, disk_full, is_disk_full
+from spo_bench.models.numerics import add_in_one_order
 from spo_bench.stages.base import Stage
 from spo_bench.stages.registry import How, execute
 from spo_bench.store.artifacts import Store
@@ -81,17 +82,6 @@ def _attempt(stage: Stage, store: Store, threads: int, how: How) -> Ended:
     finally:
         give_back_freed_memory(before)
     return Ended("made")
-
-
-def add_in_one_order(device: str) -> None:
-    """Let no operation on a CPU add numbers in an order that depends on which thread is first: the same training then has the
-    same bits. On a GPU torch would refuse operations that have no such form.
-    """
-    import torch
-
-    torch.use_deterministic_algorithms(device == "cpu", warn_only=True)
-    # Filling what nobody has written yet costs time, and nothing here reads it.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def is_out_of_memory(error: Exception) -> bool:

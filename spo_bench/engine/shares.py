@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from spo_bench.processes import LARGE
 from spo_bench.stages.base import Stage, plain_data
+from spo_bench.stages.registry import devices
 
 # Inputs that are models which the stage runs; the `model` of data and copies is a tokenizer to them.
 RUN = {"policy", "reward_model", "judge_model", "labeller"}
@@ -42,6 +43,7 @@ def shares(stages: Sequence[Stage], jobs: int, cores: int) -> dict[str, Share]:
     for stage in stages:
         if needs_cores(stage):
             threads = min(max(1, cores // min(jobs, peers[stage.kind])), stage.local.get("threads", cores))
+            threads = max(threads, devices(stage))  # which share them
             found[stage.key] = Share(threads, threads)
         else:
             found[stage.key] = Share(1, 0, jobs > 1 and asks_endpoint(stage))

@@ -111,6 +111,8 @@ class ModelPlan:
         self.full = {**self.numerics, "held": "float32"}  # where all weights are trained, whatever the methods train
         self.micro_tokens = spec.train.micro_tokens or MICRO_TOKENS.get(place.device.split(":")[0], MICRO_TOKENS["cpu"])
         self.local: dict[str, Any] = {"device": place.device, "trust_remote_code": model.trust_remote_code}
+        if spec.train.devices_per_cell > 1:
+            self.local["devices"] = spec.train.devices_per_cell
         if model.path == EMBEDDED:
             # Its products are too small for cores to share; and so its numbers do not depend on how many there are.
             self.local["threads"] = 1

@@ -132,6 +132,7 @@ class TrainSpec(Section):
     weight_decay: Weight = Field(0.0, description="decoupled weight decay")
     clip: Annotated[Number, Field(gt=0)] = Field(1.0, description="largest gradient norm")
     gradient_checkpointing: Flag = Field(False, description="compute activations twice to hold fewer")
+    devices_per_cell: Count = Field(1, description="devices that train, answer and score together, each a part of every batch")
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:

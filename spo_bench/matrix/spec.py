@@ -288,6 +288,8 @@ class Spec(Section):
                 "make matrices of some of them",
                 "methods",
             )
+        if (devices := self.train.devices_per_cell) > 1:
+            self._check_devices(devices)
         if (twice := repeated(self._row_names())) is not None:
             raise fault(
                 f"two rows of the tables would be called '{twice}'",
@@ -304,6 +306,24 @@ class Spec(Section):
                 "rewards",
             )
         return self
+
+    def _check_devices(self, devices: int) -> None:
+        """Refuse what several devices cannot share."""
+        smallest = min([self.train.batch_size, *(one.train.get("batch_size", devices) for one in self.methods)])
+        if smallest < devices:
+            raise fault(
+                f"devices_per_cell {devices} with batches of {smallest}",
+                "each device takes rows of every batch",
+                "raise batch_size, or use fewer devices",
+                "train",
+            )
+        if any(regime.name != "offline" for regime in self.data_axes.regime):
+            raise fault(
+                f"devices_per_cell {devices} with data_axes.regime",
+                "a policy that answers while it is trained is on one device",
+                "leave devices_per_cell out, or train offline",
+                "train",
+            )
 
     def _row_names(self) -> list[str]:
         """Return the names of the rows that stand under one model in the tables."""

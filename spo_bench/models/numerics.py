@@ -58,3 +58,14 @@ def cache_shape(wanted: int, longest: int, token_bytes: float) -> tuple[int, int
 def torch_version() -> str:
     """Return torch's major.minor, without importing torch."""
     return ".".join(version("torch").split(".")[:2])
+
+
+def add_in_one_order(device: str) -> None:
+    """Let no operation on a CPU add numbers in an order that depends on which thread is first: the same training then has the
+    same bits. On a GPU torch would refuse operations that have no such form.
+    """
+    import torch
+
+    torch.use_deterministic_algorithms(device == "cpu", warn_only=True)
+    # Filling what nobody has written yet costs time, and nothing here reads it.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

@@ -115,9 +115,15 @@ def add_lora(model: Any, settings: Mapping[str, Any], seed: int) -> Any:
         )
 
 
-def save_policy(model: Any, tokenizer: Any, directory: Path) -> None:
-    """Save full weights or the adapter, and the tokenizer, so that ``from_pretrained`` opens the directory."""
-    model.save_pretrained(str(directory), safe_serialization=True)
+def save_policy(model: Any, tokenizer: Any, directory: Path, weights: Mapping[str, Any] | None = None) -> None:
+    """Save full weights or the adapter, and the tokenizer, so that ``from_pretrained`` opens the directory.
+
+    Args:
+        model, tokenizer: of the policy.
+        directory: where to.
+        weights: by name, where the model itself does not hold them whole.
+    """
+    model.save_pretrained(str(directory), safe_serialization=True, **({} if weights is None else {"state_dict": weights}))
     tokenizer.save_pretrained(str(directory))
 
 

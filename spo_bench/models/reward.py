@@ -16,6 +16,7 @@ from spo_bench.models.chat import conversation_ids, plain_text
 from spo_bench.models.numerics import Numerics
 from spo_bench.models.policy import own_code_refused
 from spo_bench.models.source import check_whole, weight_files
+from spo_bench.ranks import ALONE, Ranks
 
 Messages = Sequence[Mapping[str, str]]
 
@@ -134,16 +135,20 @@ def score_answers(
     numerics: Numerics,
     max_length: int,
     batch_tokens: int = 4096,
+    ranks: Ranks = ALONE,
 ) -> list[float]:
-    """Return the reward of every (prompt, answer), in batches of like length; equal ones are scored once."""
+    """Return the reward of every (prompt, answer), in batches of like length, of which each rank scores one at a time; equal ones
+    are scored once.
+    """
     encoded = [encode(tokenizer, prompt, answer, max_length) for prompt, answer in items]
     sequences = sorted(set(encoded), key=lambda one: (len(one), one.ids))
+    groups: list[list[Encoded]] = []
+    for sequence in sequences:
+        if not groups or len(sequence) * (len(groups[-1]) + 1) > batch_tokens:
+            groups.append([])
+        groups[-1].append(sequence)
     scores: dict[Encoded, float] = {}
-    group: list[Encoded] = []
-    for place, sequence in enumerate(sequences):
-        group.append(sequence)
-        last = place + 1 == len(sequences)
-        if last or len(sequences[place + 1]) * (len(group) + 1) > batch_tokens:
-            scores.update(zip(group, rewards_of(model, tokenizer, group, numerics).tolist(), strict=True))
-            group = []
+    for some in ranks.spread(groups, lambda group: rewards_of(model, tokenizer, group, numerics).tolist()):
+        for known in some:
+            scores.update(zip(sequences[len(scores) :], known, strict=False))
     return [scores[one] for one in encoded]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from spo_bench.models.numerics import Numerics
+from spo_bench.ranks import ALONE, Ranks
 from spo_bench.store.artifacts import Store, digest
 from spo_bench.store.checkpoints import Checkpoint
 
@@ -72,6 +73,7 @@ class Work:
         inputs: directories of the input artifacts.
         local: the stage's local settings.
         checkpoint: what it keeps to go on where it was stopped.
+        ranks: the processes that do it together; what those after the first write into their ``out`` is thrown away.
     """
 
     out: Path
@@ -79,6 +81,7 @@ class Work:
     inputs: Mapping[str, Path]
     local: Mapping[str, Any]
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    ranks: Ranks = ALONE
 
     @property
     def numerics(self) -> Numerics:

@@ -9,6 +9,7 @@ from spo_bench.models import vllm
 from spo_bench.models.chat import plain_text
 from spo_bench.models.policy import load_policy, load_tokenizer, stop_tokens
 from spo_bench.models.sampling import find_way, sample
+from spo_bench.ranks import ALONE, Ranks
 from spo_bench.stages.base import Work, policy_at
 from spo_bench.stages.data import eval_prompts, load_split
 from spo_bench.store.checkpoints import Checkpoint, State
@@ -43,7 +44,7 @@ def run(work: Work) -> None:
             asked, drawn = [prompts[i] for i in places], [seeds[i] for i in places]
             return sample(model, asked, settings, stops, drawn, work.numerics, way)
 
-        answers, fallback = in_blocks(prompts, BLOCK * settings["batch_size"], some, work.checkpoint), way.obstacle
+        answers, fallback = in_blocks(prompts, BLOCK * settings["batch_size"], some, work.checkpoint, work.ranks), way.obstacle
     samples = []
     for row, ids in zip(rows, answers, strict=True):
         stopped = bool(ids) and ids[-1] in stops
@@ -63,7 +64,11 @@ def run(work: Work) -> None:
 
 
 def in_blocks(
-    prompts: Sequence[Sequence[int]], size: int, some: Callable[[Sequence[int]], list[list[int]]], checkpoint: Checkpoint
+    prompts: Sequence[Sequence[int]],
+    size: int,
+    some: Callable[[Sequence[int]], list[list[int]]],
+    checkpoint: Checkpoint,
+    ranks: Ranks = ALONE,
 ) -> list[list[int]]:
     """Return the answers to prompts, block by block: what is answered together decides how sums round, so a block is answered
     as a whole, or, after the stage was stopped, again.
@@ -73,6 +78,7 @@ def in_blocks(
         size: prompts of a block, which are of like length.
         some: places of prompts -> their answers.
         checkpoint: where answers are kept between blocks.
+        ranks: who answers, each a block at a time.
     """
     order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), list(prompts[i]), i))
     saved = checkpoint.load()
@@ -82,9 +88,10 @@ def in_blocks(
         return {}, {"answers": list(found.items())}
 
     with checkpoint.at_any_time(state):
-        for start in range(0, len(order), size):
-            places = order[start : start + size]
-            if places[0] not in found:
-                found.update(zip(places, some(places), strict=True))
-                checkpoint.step(state)
+        blocks = [order[start : start + size] for start in range(0, len(order), size)]
+        left = [places for places in blocks if places[0] not in found]
+        for answered in ranks.spread(left, lambda places: dict(zip(places, some(places), strict=True))):
+            for answers in answered:
+                found.update(answers)
+            checkpoint.step(state)
     return [found[place] for place in range(len(prompts))]

@@ -95,7 +95,14 @@ class Passes:
         done, step = self.done.setdefault(name, []), self.work.checkpoint.step
         with self.work.checkpoint.keeping():
             return log_probs(
-                self.model, items, self.work.numerics, self.micro_tokens, self.share, done, lambda: step(self._state)
+                self.model,
+                items,
+                self.work.numerics,
+                self.micro_tokens,
+                self.share,
+                done,
+                lambda: step(self._state),
+                self.work.ranks,
             )
 
     def _state(self) -> State:

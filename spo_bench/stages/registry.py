@@ -8,6 +8,7 @@ from importlib import import_module
 from pathlib import Path
 
 from spo_bench.stages.base import Stage, Work, smaller
+from spo_bench.stages.together import together
 from spo_bench.store.artifacts import Store
 from spo_bench.store.checkpoints import EVERY, Checkpoint
 
@@ -31,6 +32,23 @@ KINDS = {
     "judge": ("spo_bench.stages.judge:run", 2),
     "judge_audit": ("spo_bench.stages.judge_audit:run", 3),
 }
+
+
+TOGETHER = (
+    "sft",
+    "reference",
+    "mismatched",
+    "explored",
+    "train",
+    "generate",
+    "score",
+    "reward",
+)  # what several devices do together
+
+
+def devices(stage: Stage) -> int:
+    """Return how many processes make a stage together, each with a device of its own."""
+    return int(stage.local.get("devices", 1)) if stage.kind in TOGETHER else 1
 
 
 def version(kind: str) -> int:
@@ -73,7 +91,11 @@ def execute(stage: Stage, store: Store, how: How | None = None) -> Path:
         function: Callable[[Work], None] = getattr(import_module(module), name)
         inputs = {label: source.path(store) for label, source in stage.inputs.items()}
         config = smaller(stage.config, how.halvings) if how.halvings else stage.config
-        function(Work(out=part, config=config, inputs=inputs, local=stage.local, checkpoint=checkpoint))
+        work = Work(out=part, config=config, inputs=inputs, local=stage.local, checkpoint=checkpoint)
+        if (count := devices(stage)) > 1:
+            together(function, work, count)
+        else:
+            function(work)
 
     note = {"halvings": how.halvings} if how.halvings else {}
     made = store.make(stage.kind, stage.key, stage.identity, build, how.wait, note)

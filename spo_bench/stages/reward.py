@@ -20,5 +20,5 @@ def run(work: Work) -> None:
     else:
         answers = {row["id"]: row["answer"] for row in read_jsonl(work.inputs["samples"] / "samples.jsonl")}
     items = [(prompts[row]["prompt"], answer) for row, answer in answers.items()]
-    scores = score_answers(model, tokenizer, items, work.numerics, work.config["max_length"])
+    scores = score_answers(model, tokenizer, items, work.numerics, work.config["max_length"], ranks=work.ranks)
     write_jsonl(work.out / "rewards.jsonl", ({"id": row, "reward": score} for row, score in zip(answers, scores, strict=True)))

@@ -75,11 +75,11 @@ def trained_metrics(work: Work, samples: Sequence[Mapping[str, Any]], prompts: M
 
     policy = load_policy(policy_at(work.inputs["policy"]), work.numerics, base=work.inputs["base"], trust_remote_code=trust)
     share = shares_prefixes(policy, work.config["packing"], work.config["max_length"], work.numerics)
-    own_pairs = log_probs(policy, pairs, work.numerics, budget, share)
-    own_answers = log_probs(policy, answers, work.numerics, budget, share)
+    own_pairs = log_probs(policy, pairs, work.numerics, budget, share, ranks=work.ranks)
+    own_answers = log_probs(policy, answers, work.numerics, budget, share, ranks=work.ranks)
     del policy
     base = load_policy(work.inputs["base"], work.numerics, trust_remote_code=trust)
-    base_answers = log_probs(base, answers, work.numerics, budget, share)
+    base_answers = log_probs(base, answers, work.numerics, budget, share, ranks=work.ranks)
     kl = [float((own[0] - frozen[0]).sum(dtype=np.float64)) for own, frozen in zip(own_answers, base_answers, strict=True)]
 
     frozen_pairs = load_reference(work.inputs["reference"] / "eval.safetensors")

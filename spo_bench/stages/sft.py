@@ -15,6 +15,7 @@ from spo_bench.stages.base import Work
 from spo_bench.stages.data import load_split
 from spo_bench.training.loop import TrainSettings
 from spo_bench.training.probe import shares_prefixes
+from spo_bench.training.sharding import Group, shard, whole_state
 from spo_bench.training.supervised import finetune
 from spo_bench.training.trie import Response, build_row
 
@@ -25,16 +26,22 @@ def run(work: Work) -> None:
     Config: settings (of the loop), gradient_checkpointing, numerics. Inputs: model, data:0, data:1, …
     """
     torch.manual_seed(work.config["settings"]["seed"])
-    model = load_policy(work.inputs["model"], work.numerics, trust_remote_code=work.local["trust_remote_code"])
     records = [row for name in sorted(work.inputs) if name.startswith("data:") for row in load_split(work.inputs[name], "sft")]
     if not records:
         raise StageError("supervised fine-tuning was asked for, but no task of this matrix has demonstrations (split sft)")
     settings = TrainSettings.for_rows(work.config["settings"], len(records))
-    share = shares_prefixes(model, settings.packing, settings.max_length, work.numerics)
+    sharded, ranks = None, work.ranks
+    for _ in ranks.in_turn():  # a model is whole on one rank at a time
+        model = load_policy(work.inputs["model"], work.numerics, trust_remote_code=work.local["trust_remote_code"])
+        share = shares_prefixes(model, settings.packing, settings.max_length, work.numerics)
+        spare_activations(model, work.config["gradient_checkpointing"])
+        if isinstance(ranks, Group):
+            sharded = shard(model, work.numerics, ranks)
     rows = [build_row(np.asarray(r["prompt_ids"]), [Response(np.asarray(r["chosen_ids"]))], share) for r in records]
-    spare_activations(model, work.config["gradient_checkpointing"])
     steps: list[dict[str, Any]] = []
     with work.checkpoint.keeping():
-        finetune(model, rows, settings, work.numerics, share, steps, work.checkpoint)
-    save_policy(model, load_tokenizer(work.inputs["model"], work.local["trust_remote_code"]), work.out)
+        finetune(model, rows, settings, work.numerics, share, steps, work.checkpoint, ranks, sharded)
+    weights = None if sharded is None else whole_state(model)
+    if ranks.rank == 0:  # the others have no whole weights
+        save_policy(model, load_tokenizer(work.inputs["model"], work.local["trust_remote_code"]), work.out, weights)
     write_jsonl(work.out / "train.jsonl", steps)

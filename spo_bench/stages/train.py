@@ -25,11 +25,12 @@ from spo_bench.stages.reference import explored_ids
 from spo_bench.stages.rounds import NO_REFERENCE, Kept, Training, run_rounds
 from spo_bench.store.checkpoints import Saved, State
 from spo_bench.training.examples import Copy, Example, micro_batches, stream_seed
-from spo_bench.training.forward import hidden_states, pool
+from spo_bench.training.forward import pool
 from spo_bench.training.loop import Progress, TrainSettings, begin, fit, peak_memory, reset_peak_memory
 from spo_bench.training.moving import MovingReference
 from spo_bench.training.objective import Objective
 from spo_bench.training.probe import trie_obstacle
+from spo_bench.training.sharding import Group, shard, whole_state
 from spo_bench.training.trie import Ints
 
 
@@ -45,7 +46,7 @@ def run(work: Work) -> None:
     an addition wants the reference's greedy answer. What a regime needs: see ``rounds``.
     """
     started = time.perf_counter()
-    training = prepare(work)
+    training, ranks = prepare(work), work.ranks
     saved = work.checkpoint.load()
     steps: list[dict[str, Any]] = list(saved.values["steps"]) if saved else []
     before = saved.values["seconds"] if saved else 0.0
@@ -59,20 +60,23 @@ def run(work: Work) -> None:
         more = make(work, training, steps.append, kept, saved)
     device = torch.device(work.numerics.device)
     summary = costs(steps, before + time.perf_counter() - started, device) | more
+    summary |= {"devices": ranks.count, "threads": summary["threads"] * ranks.count} if ranks.count > 1 else {}
     if work.config.get("regime"):  # sampling and labelling are part of what a pair costs
         summary["pairs_per_second"] = sum(row["pairs"] for row in steps) / summary["seconds"]
-    write_jsonl(work.out / "train.jsonl", steps)
-    save_policy(training.objective.model, training.tokenizer, work.out / "policy")
-    settings, spo = training.settings, training.objective.spo
+    objective, settings, spo = training.objective, training.settings, training.objective.spo
+    weights = None if objective.sharded is None else whole_state(objective.model)
     if spo is not None:
         rows, copies = load_split(work.inputs["data"], "eval"), load_copies(work.inputs["copies"], "eval")
         held_out = [example(row, training.tokenizer, spo, settings, copies=made) for row, made in zip(rows, copies, strict=True)]
-        summary["degrees"] = degree_accuracy(training.objective, held_out, settings)
+        summary["degrees"] = degree_accuracy(objective, held_out, settings)
+    write_jsonl(work.out / "train.jsonl", steps)
+    if ranks.rank == 0:  # the others have no whole weights
+        save_policy(objective.model, training.tokenizer, work.out / "policy", weights)
     write_json(work.out / "summary.json", {**summary, "packing": settings.packing, "packing_fallback": training.obstacle})
 
 
 def prepare(work: Work) -> Training:
-    """Load the policy and set up what is minimised; the rows come with the reference later."""
+    """Load the policy, this rank's part of it, and set up what is minimised; the rows come with the reference later."""
     method = get_method(work.config["method"]["name"])
     spo = SpoSettings(**work.config["spo"]["settings"]) if work.config["spo"] else None
     trust = work.local["trust_remote_code"]
@@ -80,16 +84,20 @@ def prepare(work: Work) -> Training:
     records = training_rows(work)
     settings = loop_settings(work)
     reset_peak_memory(torch.device(work.numerics.device))
-    model = load_policy(work.inputs["policy"], work.numerics, trust_remote_code=trust)
-    with work.numerics.autocast():
-        obstacle = trie_obstacle(model, settings.max_length) if settings.packing == "trie" else None
+    sharded, ranks = None, work.ranks
+    for _ in ranks.in_turn():  # a model is whole on one rank at a time
+        model = load_policy(work.inputs["policy"], work.numerics, trust_remote_code=trust)
+        with work.numerics.autocast():
+            obstacle = trie_obstacle(model, settings.max_length) if settings.packing == "trie" else None
+        if work.config["lora"]:
+            model = add_lora(model, work.config["lora"], stream_seed(settings.seed, "adapter"))
+        else:
+            model.requires_grad_(True)
+        spare_activations(model, work.config["gradient_checkpointing"])
+        if isinstance(ranks, Group):
+            sharded = shard(model, work.numerics, ranks)
     if obstacle is not None:
         settings = replace(settings, packing="separate")
-    if work.config["lora"]:
-        model = add_lora(model, work.config["lora"], stream_seed(settings.seed, "adapter"))
-    else:
-        model.requires_grad_(True)
-    spare_activations(model, work.config["gradient_checkpointing"])
     head = DegreeHead(model.config.hidden_size, spo, seed=stream_seed(settings.seed, "head")) if spo else None
     objective = Objective(
         model=model,
@@ -101,6 +109,8 @@ def prepare(work: Work) -> Training:
         numerics=work.numerics,
         additions={name: one["settings"] for name, one in work.config.get("additions", {}).items()},
         seed=settings.seed,
+        ranks=ranks,
+        sharded=sharded,
     )
     return Training(objective, tokenizer, settings, records, obstacle)
 
@@ -178,8 +188,7 @@ def degree_accuracy(objective: Objective, examples: Sequence[Example], settings:
         part = list(examples[start : start + settings.batch_size])
         for batch in micro_batches(part, np.arange(len(part)), settings.micro_tokens, settings.packing == "trie"):
             packed = batch.to(torch.device(objective.numerics.device))
-            with objective.numerics.autocast():
-                layer = hidden_states(objective.model, packed.pack, objective.spo.layer)[1]
+            layer = objective.forward(packed)[2]
             pooled, lengths = pool(layer, packed.pack, objective.spo.pool)
             degrees, sides = (torch.from_numpy(v).to(pooled.device) for v in (batch.degrees, batch.sides))
             _, predicted = degree_loss(objective.head, pooled, degrees, lengths, sides, objective.spo)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from spo_bench import stopping
 from spo_bench.errors import Interrupted
-from spo_bench.store import sealed
+from spo_bench.store import sealed, shards
 from spo_bench.store.provenance import packages
 
 if TYPE_CHECKING:
@@ -49,11 +49,13 @@ class Saved:
                     yield name, file.get_tensor(name)
 
     def restore(self, into: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Copy tensors into those of the same names; return the others.
+        """Copy tensors into those of the same names; return the others. Where ranks hold parts of them, all have to call.
 
         Raises:
             ValueError: one to copy into was not kept.
         """
+        if any(self.folder.glob(shards.PATTERN)) or any(hasattr(tensor, "full_tensor") for tensor in into.values()):
+            return shards.read(self.folder, into)
         left, rest = set(into), dict[str, Any]()
         for name, tensor in self.tensors():
             if name in into:
@@ -119,34 +121,50 @@ class Checkpoint:
         if self.folder is None:
             return
         due = time.monotonic() - self._begun >= (max(self.every, SHARE * self._cost) if self.every else 0)
-        if due or stopping.wanted():
+        stop = self._agreed(stopping.wanted())
+        if stop or self._agreed(due):
             self._keep(*state())
-        stopping.stop_if_wanted()
+        if stop:
+            raise Interrupted(stopping.STOPPED)
+
+    def _agreed(self, wish: bool) -> bool:
+        """Say whether what this process wishes is done: the same for all that keep a checkpoint together."""
+        return wish
 
     def _keep(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
-        from safetensors.torch import save_file
-
         assert self.folder is not None  # noqa: S101 - for the type checker; ``step`` asked
         started = time.monotonic()
-        self._number += 1
-        part, final = self.folder / "part", self.folder / str(self._number)
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
+        part = self.folder / "part"
         try:
-            for number, some in enumerate(_files(tensors)):
-                save_file(
-                    {name: tensor.detach().contiguous() for name, tensor in some.items()}, part / f"{number:05}.safetensors"
-                )
-            sealed.seal(part, {"made_by": made_by(), "values": dict(values)})
-            os.rename(part, final)
+            self._write(part, tensors, values)
         except BaseException:
             shutil.rmtree(part, ignore_errors=True)
             raise
-        for folder in self.folder.iterdir():
-            if folder != final:
-                shutil.rmtree(folder, ignore_errors=True)
         self._begun = time.monotonic()
         self._cost = self._begun - started
+
+    def _write(self, part: Path, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        """Write everything into a folder that is not there yet, and give it its place."""
+        from safetensors.torch import save_file
+
+        self._begin(part)
+        for number, some in enumerate(_files(tensors)):
+            save_file({name: tensor.detach().contiguous() for name, tensor in some.items()}, part / f"{number:05}.safetensors")
+        self._place(part, values)
+
+    def _begin(self, part: Path) -> None:
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+
+    def _place(self, part: Path, values: Mapping[str, Any]) -> None:
+        """Make a folder with all tensors the newest checkpoint, and the only one."""
+        self._number += 1
+        final = part.with_name(str(self._number))
+        sealed.seal(part, {"made_by": made_by(), "values": dict(values)})
+        os.rename(part, final)
+        for folder in part.parent.iterdir():
+            if folder != final:
+                shutil.rmtree(folder, ignore_errors=True)
 
     def clear(self) -> None:
         """Remove what is kept: the stage has left its artifact."""

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from spo_bench.ranks import ALONE, Ranks
 from spo_bench.training.trie import Ints, Pack, Response, TrieRow, build_row, fill_budget, pack
 
 SIDES = ("chosen", "rejected")
@@ -146,6 +147,7 @@ class MicroBatch:
         answers: number of answers a row ranks.
         scored_per_row: number of scored responses a row carries: answers, perhaps an explored one, two of another row.
         degrees, sides: of every pooled copy, shape (pooled,).
+        idle: whether it is run only because another rank has one more: what comes out of it counts nowhere.
     """
 
     pack: Pack
@@ -154,6 +156,7 @@ class MicroBatch:
     scored_per_row: int
     degrees: Ints
     sides: Ints
+    idle: bool = False
 
     def to(self, device: torch.device) -> MicroBatch:
         """Return the micro-batch with its pack on another device."""
@@ -161,9 +164,14 @@ class MicroBatch:
 
 
 def micro_batches(
-    examples: Sequence[Example], rows: Ints, budget: int, share: bool, mismatched_within: int | None = None
+    examples: Sequence[Example],
+    rows: Ints,
+    budget: int,
+    share: bool,
+    mismatched_within: int | None = None,
+    ranks: Ranks = ALONE,
 ) -> list[MicroBatch]:
-    """Cut a step's rows into forward passes of at most ``budget`` tokens each.
+    """Cut this rank's part of a step's rows into forward passes of at most ``budget`` tokens each; all ranks have as many.
 
     All rows carry the same number of answers. With ``mismatched_within``, each row also carries the next row's completions, cut
     to that many tokens with its prompt.
@@ -176,8 +184,10 @@ def micro_batches(
             met = examples[partners[index]]
             others = met_completions(examples[index].prompt, met.chosen, met.rejected, mismatched_within)
         built.append(examples[index].row(others, share))
+    sizes = [trie.size for trie, _ in built]
+    own, missing = passes(sizes, budget, ranks)
     batches = []
-    for places in fill_budget([trie.size for trie, _ in built], budget):
+    for number, places in enumerate([*own, *[[int(np.argmin(sizes))]] * missing]):
         copies = [copy for place in places for copy in built[place][1]]
         batches.append(
             MicroBatch(
@@ -187,6 +197,39 @@ def micro_batches(
                 scored_per_row=len(examples[rows[0]].scored) + (2 if partners else 0),
                 degrees=np.asarray([copy.degree for copy in copies], dtype=np.int64),
                 sides=np.asarray([copy.side for copy in copies], dtype=np.int64),
+                idle=number >= len(own),
             )
         )
     return batches
+
+
+def deal(sizes: Sequence[int], count: int) -> list[list[int]]:
+    """Deal 0..len(sizes)-1 to ranks, so that each has about as many tokens: the largest first, to whoever has least.
+
+    Returns:
+        Ascending places for every rank; all of them for one.
+    """
+    hands: list[list[int]] = [[] for _ in range(count)]
+    held = [0] * count
+    for place in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
+        least = min(range(count), key=held.__getitem__)
+        hands[least].append(place)
+        held[least] += sizes[place]
+    return [sorted(hand) for hand in hands]
+
+
+def passes(sizes: Sequence[int], budget: int, ranks: Ranks) -> tuple[list[list[int]], int]:
+    """Return the places of each forward pass of this rank, and how many more passes another rank makes.
+
+    Where weights are sharded every rank takes part in every pass, so whoever has fewer makes idle ones.
+
+    Args:
+        sizes: tokens of the step's rows.
+        budget: most tokens of a pass; a larger row stands alone.
+        ranks: who shares the step.
+    """
+    every = [
+        [[hand[i] for i in group] for group in fill_budget([sizes[place] for place in hand], budget)]
+        for hand in deal(sizes, ranks.count)
+    ]
+    return every[ranks.rank], max(map(len, every)) - len(every[ranks.rank])

@@ -124,6 +124,23 @@ def _checkpointed(model: Any, rows: Tensor, targets: Tensor, collisions: bool) -
     return torch.cat([edge[0] for edge in edges]), torch.cat([edge[1] for edge in edges])
 
 
+class Statistics(torch.nn.Module):
+    """From a pack to what a loss reads, as one module: where the weights of a model are sharded, they are whole inside.
+
+    Args:
+        model: a causal language model.
+    """
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: Pack, layer: int, collisions: bool) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Return log-probabilities and collisions as ``token_statistics``, (tokens,), and a layer's states, (nodes, hidden)."""
+        last, states = hidden_states(self.model, batch, layer)
+        return *token_statistics(self.model, last, batch, collisions), states
+
+
 def chosen(values: Tensor, places: Tensor) -> Tensor:
     """Return the rows at some places, of which the gradients of those that come twice are added in one order: with
     ``values[places]``, threads of a CPU add them in any.

@@ -18,11 +18,12 @@ from torch import Tensor
 
 from spo_bench.errors import StageError
 from spo_bench.methods import get_addition
-from spo_bench.spo.head import bin_counts
+from spo_bench.ranks import Ranks, whole
+from spo_bench.spo.head import add_bins, bin_counts
 from spo_bench.store.checkpoints import Saved
 from spo_bench.training.examples import Example, MicroBatch, micro_batches, step_rows, stream_seed
 from spo_bench.training.moving import MovingReference
-from spo_bench.training.objective import Objective, Statistics
+from spo_bench.training.objective import Objective, Running
 from spo_bench.training.state import numbers, restored, state_of
 from spo_bench.training.trie import Ints
 
@@ -72,7 +73,7 @@ def learning_rate_at(settings: TrainSettings, step: int) -> float:
 
 def descend(optimizer: torch.optim.Optimizer, weights: Sequence[torch.nn.Parameter], rate: float, clip: float) -> Tensor:
     """Take one step at a learning rate with the gradient clipped to a norm; return the norm before clipping."""
-    norm = torch.nn.utils.clip_grad_norm_(weights, clip)
+    norm = whole(torch.nn.utils.clip_grad_norm_(weights, clip))
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.step()
@@ -103,7 +104,7 @@ class Progress:
     head: torch.optim.Optimizer | None
     moving: MovingReference | None
     step: int = 0
-    running: Statistics = None
+    running: Running = None
 
     def state(self, objective: Objective, reference: MovingReference | None = None) -> dict[str, Tensor]:
         """Return everything a training changes, by name: what to keep, and where to restore it to.
@@ -176,7 +177,7 @@ def fit(
     Raises:
         StageError: policy and reference disagree at step 0, the first loss is not what it must be, or a number is not finite.
     """
-    model, head, method = objective.model, objective.head, objective.method
+    model, head, method, ranks = objective.model, objective.head, objective.method, objective.ranks
     device, weights = torch.device(objective.numerics.device), trained(model)
     progress = begin(objective, settings) if progress is None else progress
     share, partner = settings.packing == "trie", settings.max_length if method.needs_kl else None
@@ -184,15 +185,15 @@ def fit(
     plan = plan or step_rows(len(examples), settings.batch_size, settings.steps, settings.seed)
     for place, rows in enumerate(plan[begin_at:], begin_at):
         started, step = time.perf_counter(), progress.step
-        batches = [batch.to(device) for batch in micro_batches(examples, rows, settings.micro_tokens, share, partner)]
+        batches = [batch.to(device) for batch in micro_batches(examples, rows, settings.micro_tokens, share, partner, ranks)]
         frozen = [_reference(objective, progress.moving, batch, rows, place) for batch in batches]
         if step == 0:
             check_start(objective, batches, frozen, rows)
         model.train()
-        copies = sum(len(batch.degrees) for batch in batches)
+        copies = sum(len(examples[i].copies) for i in rows)
         dropout = stream_seed(settings.seed, "dropout", step)
         upstream = None
-        if method.batch_coupled and len(batches) > 1:
+        if method.batch_coupled and (len(batches) > 1 or ranks.count > 1):
             gradient, whole, progress.running = objective.whole_step_gradient(
                 batches, frozen, rows, step, dropout, progress.running
             )
@@ -201,6 +202,9 @@ def fit(
         logged, told = Sums(), list[tuple[Tensor, Tensor]]()
         for batch, old in zip(batches, frozen, strict=True):
             sums, _, layer, collisions = objective.forward(batch)
+            if batch.idle:
+                (0 * sums.sum()).backward()
+                continue
             lists, part = objective.lists(batch, sums, old, collisions, rows[batch.places], step), len(batch.places) / len(rows)
             if upstream is not None:
                 loss, value = (sums * upstream[0][batch.places]).sum(), upstream[1] * part
@@ -216,13 +220,14 @@ def fit(
             loss.backward()
         grad_norm = descend(progress.policy, weights, learning_rate_at(settings, step), settings.clip)
         if progress.head is not None and head is not None and objective.spo is not None:
+            ranks.add_gradients(head.parameters())
             head_rate = learning_rate_at(replace(settings, learning_rate=objective.spo.head_learning_rate), step)
             descend(progress.head, list(head.parameters()), head_rate, settings.clip)
         progress.step += 1
         if progress.moving is not None:
             progress.moving.follow(progress.step)
 
-        row: dict[str, Any] = {"step": step, "loss": 0.0, **logged.values(grad_norm=grad_norm)}
+        row: dict[str, Any] = {"step": step, "loss": 0.0, **_summed(ranks, logged.values(grad_norm=grad_norm))}
         row["loss"] = row["alignment_loss"] + row.pop("weighted_degree_loss", 0.0)
         if not all(math.isfinite(value) for value in row.values()):
             ids = ", ".join(examples[i].id for i in rows[:8])
@@ -230,15 +235,36 @@ def fit(
             raise StageError(f"{wrong} at step {step}; rows {ids}{', …' if len(rows) > 8 else ''}")
         row |= {
             "learning_rate": learning_rate_at(settings, step),
-            "tokens": sum(len(batch.pack.tokens) for batch in batches),
+            "tokens": sum(ranks.gather(sum(len(batch.pack.tokens) for batch in batches if not batch.idle))),
             "pairs": len(rows),
         }
         if head is not None:
-            row["degree_accuracy_bins"] = bin_counts(*map(torch.cat, zip(*told, strict=True))) if told else {}
-        log({**row, "seconds": time.perf_counter() - started, "peak_memory": peak_memory(device)})
+            row["degree_accuracy_bins"] = _told(ranks, told)
+        row["seconds"], row["peak_memory"] = time.perf_counter() - started, max(ranks.gather(peak_memory(device)))
+        log(row)
         between(place + 1)
     model.eval()
     return progress
+
+
+def _summed(ranks: Ranks, logged: Mapping[str, float]) -> dict[str, float]:
+    """Return the numbers of a step from every rank's part of them; the norm of the gradient is that of all ranks already.
+
+    Raises:
+        StageError: ranks that found another gradient.
+    """
+    norms = ranks.gather(logged["grad_norm"])
+    if len(set(map(str, norms))) > 1:
+        raise StageError(f"the ranks disagree about the gradient: its norm is {', '.join(map(str, norms))}")
+    return {**ranks.total(logged), "grad_norm": norms[0]}
+
+
+def _told(ranks: Ranks, told: Sequence[tuple[Tensor, Tensor]]) -> dict[str, list[int]]:
+    """Return how many copies of each length were told right, and how many there were, of all ranks."""
+    found: dict[str, list[int]] = {}
+    for one in ranks.gather(bin_counts(*map(torch.cat, zip(*told, strict=True))) if told else {}):
+        add_bins(found, one)
+    return found
 
 
 def _reference(objective: Objective, moving: MovingReference | None, batch: MicroBatch, rows: Ints, place: int) -> Tensor:
@@ -262,22 +288,21 @@ def check_start(objective: Objective, batches: Sequence[MicroBatch], stored: Seq
         for batch in batches:
             of_batch, values, _, collided = objective.forward(batch)
             outputs.append((of_batch, collided))
+            if batch.idle:
+                continue
             frozen = [objective.reference.tokens[row] for row in rows[batch.places]]
             own = torch.split(values, batch.pack.scored_lengths.tolist())
             for place, sequences in enumerate(frozen):
                 for side, sequence in enumerate(sequences):
                     gaps.append(np.abs(own[place * batch.scored_per_row + side].cpu().numpy() - sequence))
-        places = np.concatenate([batch.places for batch in batches])
-        sums, kept = torch.cat([output[0] for output in outputs]), torch.cat(list(stored))
-        known = [each for _, each in outputs if each is not None]
-        collisions = torch.cat(known) if known else None
+        sums, kept, collisions = objective.whole_step(batches, outputs, stored)
         kept = kept.to(sums)
 
     def value(of: Tensor) -> Tensor:
-        lists = objective.lists(batches[0], of, kept, collisions, rows[places], 0)
+        lists = objective.lists(batches[0], of, kept, collisions, rows, 0)
         return objective.losses(lists, None)[0].mean()
 
-    gap = np.concatenate(gaps)
+    gap = np.concatenate(objective.ranks.gather(np.concatenate(gaps)))
     mean, largest = START_TOLERANCE[objective.numerics.dtype]
     if not (gap.mean() <= mean and gap.max() <= largest):
         raise StageError(

@@ -45,4 +45,9 @@ class MovingReference:
 
     def _swap(self) -> None:
         for place, weight in enumerate(self.weights):
-            weight.data, self.values[place] = self.values[place], weight.data
+            if hasattr(weight, "to_local"):  # what gathers the ranks' parts knows the memory of this one's
+                before = weight.detach().clone()
+                weight.detach().copy_(self.values[place])
+                self.values[place].copy_(before)
+            else:
+                weight.data, self.values[place] = self.values[place], weight.data

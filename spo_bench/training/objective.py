@@ -19,14 +19,15 @@ from spo_bench.methods import get_addition
 from spo_bench.methods.base import Lists, Method
 from spo_bench.methods.lists import pair_of, row_losses
 from spo_bench.models.numerics import Numerics
+from spo_bench.ranks import ALONE, Ranks
 from spo_bench.spo.head import DegreeHead, degree_loss
 from spo_bench.spo.settings import SpoSettings, gamma_at
 from spo_bench.training.blocks import moved
 from spo_bench.training.examples import MicroBatch, stream_seed
-from spo_bench.training.forward import hidden_states, pool, response_sums, token_statistics
+from spo_bench.training.forward import Statistics, pool, response_sums
 from spo_bench.training.trie import Ints
 
-Statistics = Mapping[str, Tensor] | None
+Running = Mapping[str, Tensor] | None
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,8 @@ class Objective:
         numerics: device and type.
         additions: name -> settings.
         seed: of the draws a loss makes.
+        ranks: the processes that share every step.
+        sharded: ``model`` in the module that makes its weights whole, where ranks hold parts of them.
     """
 
     model: Any
@@ -72,14 +75,16 @@ class Objective:
     numerics: Numerics
     additions: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     seed: int = 0
+    ranks: Ranks = ALONE
+    sharded: Statistics | None = None
 
     def forward(self, batch: MicroBatch) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Return (sums (rows, scored a row), per-token log-probabilities (tokens,), hidden states SPO reads (nodes, hidden),
         sums of the collisions (rows, scored a row) where the method reads them).
         """
         with self.numerics.autocast():
-            last, layer = hidden_states(self.model, batch.pack, self.spo.layer if self.spo else -1)
-            values, collisions = token_statistics(self.model, last, batch.pack, self.method.needs_collision)
+            statistics = self.sharded or Statistics(self.model)
+            values, collisions, layer = statistics(batch.pack, self.spo.layer if self.spo else -1, self.method.needs_collision)
         sums, *more = (
             response_sums(each, batch.pack).view(-1, batch.scored_per_row) for each in (values, collisions) if each is not None
         )
@@ -110,7 +115,7 @@ class Objective:
             seed=stream_seed(self.seed, "loss", step),
         )
 
-    def losses(self, lists: Lists, running: Statistics) -> tuple[Tensor, Statistics]:
+    def losses(self, lists: Lists, running: Running) -> tuple[Tensor, Running]:
         """Return every row's loss, (rows,), and the method's running statistics with these rows counted."""
         losses, running = row_losses(self.method, lists, self.hyper, running)
         for name, settings in self.additions.items():
@@ -119,8 +124,8 @@ class Objective:
         return losses, running
 
     def whole_step_gradient(
-        self, batches: Sequence[MicroBatch], frozen: Sequence[Tensor], rows: Ints, step: int, seed: int, running: Statistics
-    ) -> tuple[Tensor, Tensor, Statistics]:
+        self, batches: Sequence[MicroBatch], frozen: Sequence[Tensor], rows: Ints, step: int, seed: int, running: Running
+    ) -> tuple[Tensor, Tensor, Running]:
         """Return the gradient of a batch-coupled loss at each row's sums, (rows, scored a row), the loss, and the statistics.
 
         The step runs once without gradient to get all sums, where the loss is differentiated; the second run carries that
@@ -130,16 +135,26 @@ class Objective:
         torch.manual_seed(seed)
         with torch.no_grad():
             outputs = [self.forward(batch)[::3] for batch in batches]  # without what is of the size of the hidden states
-        order = torch.from_numpy(np.argsort(np.concatenate([batch.places for batch in batches])))
-        leaf = torch.cat([sums for sums, _ in outputs])[order].detach().requires_grad_()
-        collided = [each for _, each in outputs if each is not None]
-        collisions = torch.cat(collided)[order] if collided else None
-        losses, running = self.losses(
-            self.lists(batches[0], leaf, torch.cat(list(frozen))[order], collisions, rows, step), running
-        )
+        sums, old, collisions = self.whole_step(batches, outputs, frozen)
+        leaf = sums.requires_grad_()
+        losses, running = self.losses(self.lists(batches[0], leaf, old, collisions, rows, step), running)
         loss = losses.mean()
         (gradient,) = torch.autograd.grad(loss, leaf)
         return gradient, loss.detach(), running
+
+    def whole_step(
+        self, batches: Sequence[MicroBatch], outputs: Sequence[tuple[Tensor, Tensor | None]], frozen: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return the policy's sums, the reference's, and the collisions of all rows of a step in their order, of all ranks."""
+        busy = [place for place, batch in enumerate(batches) if not batch.idle]
+        places = np.concatenate([batches[i].places for i in busy])
+        order = torch.from_numpy(np.argsort(np.concatenate(self.ranks.gather(places))))
+
+        def joined(parts: Sequence[Tensor]) -> Tensor:
+            return self.ranks.joined(torch.cat([parts[i].detach() for i in busy]))[order]
+
+        collided = [each for _, each in outputs if each is not None]
+        return joined([sums for sums, _ in outputs]), joined(frozen), joined(collided) if collided else None
 
     def logged(self, lists: Lists, value: Tensor, share: float) -> dict[str, Tensor]:
         """Return what to log of a micro-batch holding ``share`` of the step's rows: of the best and the worst answer."""

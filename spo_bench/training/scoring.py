@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from spo_bench.models.numerics import Numerics
+from spo_bench.ranks import ALONE, Ranks
 from spo_bench.training.forward import hidden_states, token_log_probs
 from spo_bench.training.trie import Ints, Response, build_row, pack, split_by_budget
 
@@ -25,6 +26,7 @@ def log_probs(
     share: bool = True,
     done: list[Floats] | None = None,
     between: Callable[[], None] = lambda: None,
+    ranks: Ranks = ALONE,
 ) -> list[list[Floats]]:
     """Return per-token log-probabilities, fp32, nats: for every (prompt, completions) one array a completion.
 
@@ -35,7 +37,8 @@ def log_probs(
         micro_tokens: budget of a forward pass.
         share: whether rows are run as tries.
         done: the values of the forward passes so far, to which each is added; those of a call that was stopped go on from there.
-        between: called after every forward pass.
+        between: called after every forward pass, of which every rank makes one at a time.
+        ranks: who shares the passes; each holds the whole model.
     """
     done = [] if done is None else done
     model.eval()
@@ -43,15 +46,20 @@ def log_probs(
     # Rows of like size share lines without waste; the order of the results is that of the items.
     order = sorted(range(len(rows)), key=lambda i: rows[i].size)
     results: list[list[Floats]] = [[] for _ in rows]
-    for number, group in enumerate(split_by_budget([rows[i].size for i in order], micro_tokens)):
-        members = [order[place] for place in group]
-        if number == len(done):
-            batch = pack([rows[i] for i in members], share).to(torch.device(numerics.device))
-            with numerics.autocast():
-                done.append(token_log_probs(model, hidden_states(model, batch)[0], batch).float().cpu().numpy())
-            between()
+    groups = [[order[place] for place in group] for group in split_by_budget([rows[i].size for i in order], micro_tokens)]
+
+    def values(members: Sequence[int]) -> Floats:
+        batch = pack([rows[i] for i in members], share).to(torch.device(numerics.device))
+        with numerics.autocast():
+            found: Floats = token_log_probs(model, hidden_states(model, batch)[0], batch).float().cpu().numpy()
+        return found
+
+    for some in ranks.spread(groups[len(done) :], values):
+        done += some
+        between()
+    for members, known in zip(groups, done, strict=True):
         lengths = [len(path) for i in members for path in rows[i].paths]
-        arrays = iter(np.split(done[number], np.cumsum(lengths)[:-1]))
+        arrays = iter(np.split(known, np.cumsum(lengths)[:-1]))
         for i in members:
             results[i] = [next(arrays) for _ in rows[i].paths]
     return results
