@@ -147,9 +147,18 @@ def check_memory(memory: float | None, jobs: int) -> None:
 
 
 def cells_of(
-    spec: Spec, store: Path, device: str, offline: bool = False, tasks_dirs: Sequence[str] = (), purse: str = ""
+    spec: Spec,
+    store: Path,
+    device: str,
+    offline: bool = False,
+    tasks_dirs: Sequence[str] = (),
+    purse: str = "",
+    assume: bool = False,
+    elsewhere: bool = False,
 ) -> list[Cell]:
-    """Return the cells of a spec as they would run here; what a judge costs counts together under the name ``purse``.
+    """Return the cells of a spec as they would run here; what a judge costs counts together under the name ``purse``. With
+    ``assume``, hub models and data that are not here stand by their names, and nothing is fetched; ``elsewhere``: the device is not
+    looked for here.
 
     Raises:
         InputError: a device, models or data that are not there, or settings that cannot go together; all of them.
@@ -158,9 +167,10 @@ def cells_of(
         os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
     problems, cells = Problems(), list[Cell]()
     with problems.noted():
-        choose_device(device)
+        if not elsewhere:
+            choose_device(device)
     with problems.noted():
-        cells = expand(spec, Place(planned_device(device), HashCache(store), offline, tuple(tasks_dirs), purse))
+        cells = expand(spec, Place(planned_device(device), HashCache(store), offline, tuple(tasks_dirs), purse, assume))
     problems.raise_any()
     return cells
 

@@ -34,11 +34,18 @@ def show_plan(
     as_json: bool,
     how: str = "",
     why: bool = False,
+    gpu: str | None = None,
+    gpus: Sequence[int] = (),
+    measure: bool = False,
 ) -> None:
-    """Print the state of every stage of every cell, what they take of memory, what a judge behind an endpoint would cost, and for
-    what a run with so many jobs would be refused; ``how`` it would run them; and in full ``why`` what is left to make is.
+    """Print the state of every stage of every cell, what they take of memory, time and disk, what a judge behind an endpoint would
+    cost, and for what a run with so many jobs would be refused; ``how`` it would run them; and in full ``why`` what is left to make
+    is. With a ``gpu`` of the table or numbers of ``gpus`` the plan is of a run there, not on this machine, and with ``measure``
+    times rest on small stages that are run for it.
     """
     from spo_bench import api
+    from spo_bench.cli.cost import show_cost
+    from spo_bench.engine.estimate import forecast
     from spo_bench.engine.free import free_memory
     from spo_bench.engine.local import unique_in_order
     from spo_bench.engine.memory import estimate
@@ -49,13 +56,16 @@ def show_plan(
     from spo_bench.store.artifacts import Listing
 
     artifacts = Listing(store or api.default_store())
-    cells = api.cells_of(spec, artifacts.root, device, offline, [str(folder) for folder in folders or []])
+    elsewhere = gpu is not None or bool(gpus)
+    planned = "cuda" if elsewhere else device
+    places = [str(folder) for folder in folders or []]
+    cells = api.cells_of(spec, artifacts.root, planned, offline, places, assume=True, elsewhere=elsewhere)
     earlier = earlier_keys(out)
     states = stage_states(cells, artifacts, earlier, closely=why)
     judging = judge_plan(spec.judge, [state.stage for state in states], artifacts, api.purse_of(out))
     asked = judging.stages if judging else {}
     every = unique_in_order([state.stage for state in states])
-    free = free_memory(api.choose_device(device))
+    free = free_memory(planned if elsewhere else api.choose_device(device))
     known = {state.stage.key: (state.state, state.why) for state in states}
     standing = {stage.key: known.get(stage.key) or stage_state(stage, artifacts, closely=why) for stage in every}
     missing = [stage for stage in every if standing[stage.key][0] != "done"]
@@ -64,7 +74,10 @@ def show_plan(
         waiting = {stage.key: standing[stage.key][1] for stage in missing}
         reasons = Reasons(artifacts, out, earlier, {cell.id: cell.stages for cell in cells}, every, waiting).all()
     ahead = Ahead(spec, cells, missing, artifacts, out, api.planned_device(device), jobs)
-    found = look(ahead) if missing else Found()
+    found = look(ahead) if missing and not elsewhere else Found()
+    more = api.measure(spec, artifacts.root, device, jobs, offline, places) if measure else ()
+    cost = forecast(spec, cells, missing, every, artifacts, api.planned_device(planned), jobs, gpu, gpus, more)
+    taken = {one.stage.key: {"seconds": one.seconds, "devices": one.devices, "basis": one.basis} for one in cost.stages}
     if as_json:
         needs = {stage.key: round(estimate(stage, artifacts).most) for stage in every}
         print_json(
@@ -75,7 +88,7 @@ def show_plan(
                 "cells": [cell.id for cell in cells],
                 "stages": [
                     {"cell": s.cell, "stage": s.name, "kind": s.stage.kind, "key": s.stage.key, "state": s.state, "why": s.why}
-                    | {"memory": needs[s.stage.key]}
+                    | {"memory": needs[s.stage.key], **taken.get(s.stage.key, {})}
                     | ({"judge": asdict(asked[s.stage.key])} if s.stage.key in asked else {})
                     for s in states
                 ],
@@ -84,6 +97,7 @@ def show_plan(
                     "device": round(free.device) if free.device < float("inf") else None,
                 },
                 "judge": judging.record() if judging else None,
+                "cost": cost.record(),
                 **({"why": _records(reasons, states, standing)} if why else {}),
                 "refused": [{"given": one.given, "rule": one.rule, "remedy": one.remedy} for one in found.problems.found],
                 "warnings": found.warnings,
@@ -109,6 +123,7 @@ def show_plan(
         console.print(
             f"judge {spec.judge.model}: {judging.total}; a request that fails is repeated", markup=False, soft_wrap=True
         )
+    show_cost(console, cost, _named(states), str(judging.total) if judging else "")
     for warning in [*(judging.warnings if judging else ()), *found.warnings]:
         console.print(f"warning: {warning}", markup=False, soft_wrap=True)
     if (problem := found.problems.together()) is not None:
@@ -150,6 +165,14 @@ def _cells(states: Sequence[StageState]) -> Mapping[str, list[str]]:
     for state in states:
         found[state.stage.key].append(state.cell)
     return found
+
+
+def _named(states: Sequence[StageState]) -> Mapping[str, str]:
+    """Return what a stage is called among all others: its name, and the cell where only one has it."""
+    cells = _cells(states)
+    return {
+        one.stage.key: one.name if len(set(cells[one.stage.key])) > 1 else f"{one.name} of {one.cell}" for one in reversed(states)
+    }
 
 
 def _listed(title: str, states: Sequence[StageState], asked: Mapping[str, JudgeCost]) -> Table:

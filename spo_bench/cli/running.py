@@ -34,6 +34,16 @@ if TYPE_CHECKING:
     from spo_bench.matrix.cells import Cell
     from spo_bench.stages.base import Stage
 
+COST = "What it would cost"
+Jobs = Annotated[
+    str,
+    typer.Option(
+        "--jobs",
+        metavar="N",
+        help="Stages at a time, where memory allows; auto: as many as have cores enough.",
+        rich_help_panel=WHERE,
+    ),
+]
 __all__ = ["NARROW", "register"]
 
 
@@ -51,15 +61,7 @@ def run(
     store: StoreDir = None,
     device: Device = "auto",
     engine: Annotated[str, typer.Option("--engine", help="local: this machine.", rich_help_panel=WHERE)] = "local",
-    jobs: Annotated[
-        str,
-        typer.Option(
-            "--jobs",
-            metavar="N",
-            help="Stages at a time, where memory allows; auto: as many as have cores enough.",
-            rich_help_panel=WHERE,
-        ),
-    ] = "auto",
+    jobs: Jobs = "auto",
     memory: Annotated[
         float | None,
         typer.Option(
@@ -165,6 +167,23 @@ def plan(
     model: Models = None,
     seed: Seeds = None,
     tasks: TaskDirs = None,
+    jobs: Jobs = "auto",
+    gpus: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--gpus", metavar="N[,N...]", help="Play the run through on so many GPUs, for example 8,64,512.", rich_help_panel=COST
+        ),
+    ] = None,
+    gpu: Annotated[
+        str | None,
+        typer.Option("--gpu", metavar="NAME", help="Which GPU: A100-80GB, H100, H200, L40S, …", rich_help_panel=COST),
+    ] = None,
+    measure: Annotated[
+        bool,
+        typer.Option(
+            "--measure", help="First run small stages of the spec's own models here, to know times.", rich_help_panel=COST
+        ),
+    ] = False,
     why: Annotated[
         bool,
         typer.Option(
@@ -173,14 +192,24 @@ def plan(
     ] = False,
     json: Json = False,
 ) -> None:
-    """Show what would run: every cell, the state and reason of every stage, what a judge behind an endpoint would cost, and for
-    what a run would be refused.
+    """Show what would run: every cell, the state and reason of every stage, what it takes of time, memory and disk, what a judge
+    behind an endpoint would cost, and for what a run would be refused.
+
+    Nothing is fetched: hub models and data that are not here are planned by what is known of them. With --gpu or --gpus the plan is
+    of a run on such GPUs in place of this machine.
     """
     from spo_bench.api import choose_jobs
+    from spo_bench.cli.cost import counts
+    from spo_bench.engine.estimate import GPU_COUNTS
+    from spo_bench.engine.machines import choose_gpu
 
+    numbers = counts(gpus or ())
+    if gpu is not None:
+        gpu, numbers = choose_gpu(gpu, device)[0], numbers or list(GPU_COUNTS)
     spec = _load(matrix, method, task, model, seed, tasks)
-    jobs = choose_jobs("auto", spec, device)
-    show_plan(spec, out or Path("results") / spec.name, store, device, offline, tasks, jobs, json, why=why)
+    target = out or Path("results") / spec.name
+    many = choose_jobs(jobs, spec, device)
+    show_plan(spec, target, store, device, offline, tasks, many, json, why=why, gpu=gpu, gpus=numbers, measure=measure)
 
 
 def _load(matrix: str | None, methods: Any, tasks: Any, models: Any, seeds: Any, folders: Sequence[Path] | None) -> Any:

@@ -17,7 +17,9 @@ from spo_bench.engine.attempt import Ended, attempt
 from spo_bench.engine.free import Need, free_memory, oom_kills
 from spo_bench.engine.memory import CUDA_PROCESS, PROCESS, estimate
 from spo_bench.engine.schedule import Schedule
+from spo_bench.engine.machines import this_machine
 from spo_bench.engine.shares import shares
+from spo_bench.engine.timings import keep, timing_of
 from spo_bench.errors import Interrupted
 from spo_bench.processes import Pool
 from spo_bench.stages.base import Stage, smaller
@@ -101,6 +103,7 @@ class Engine:
         self._halvings: dict[str, int] = {}
         self._damaged: dict[str, str] = {}  # keys of artifacts that were found damaged in this pass -> why
         self._remade: set[str] = set()
+        self._resumed: set[str] = set()
 
     def __enter__(self) -> Self:
         return self
@@ -178,6 +181,8 @@ class Engine:
                 self.watcher.failed(stage, f"{before} (in an earlier run; --retry-failed tries again)")
             else:
                 missing.append(stage)
+                if self.store.checkpoint(stage.kind, stage.key).is_dir():
+                    self._resumed.add(stage.key)
         return missing
 
     def _schedule(self, stages: Sequence[Stage], missing: Sequence[Stage]) -> Schedule:
@@ -248,6 +253,7 @@ class Engine:
         if ended.how == "made":
             schedule.finish(stage)
             self.watcher.finished(stage, seconds)
+            self._time(stage, schedule.share(stage).threads, seconds)
         elif ended.how == "busy":
             schedule.postpone(stage, PATIENCE)
         elif ended.how == "memory" and self._may_need_less(schedule, stage):
@@ -263,6 +269,12 @@ class Engine:
             for other in schedule.fail(stage):
                 self._failures[other.key] = ended.reason
                 self.watcher.skipped(other)
+
+    def _time(self, stage: Stage, threads: int, seconds: float) -> None:
+        """Keep what a stage took, for plans; one that went on where it was stopped says nothing of a whole one."""
+        if stage.key not in self._resumed:
+            machine = this_machine(stage.local.get("device", "cpu"), cores_here()).name
+            keep(self.store, [timing_of(stage, self.store, machine, threads, self.jobs, seconds, "measured")])
 
     def _may_need_less(self, schedule: Schedule, stage: Stage) -> bool:
         """Put a stage back that found too little memory: alone first, then with half of what goes through the model at once."""

@@ -1,0 +1,235 @@
+"""What a matrix would cost before it runs: device hours, memory a device, wall-clock time on this machine or a number of GPUs, disk."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from spo_bench.engine import simulate
+from spo_bench.engine.free import Need, free_memory
+from spo_bench.engine.lengths import lengths_of
+from spo_bench.engine.local import cores_here
+from spo_bench.engine.machines import BANDWIDTH, OPERATIONS, choose_gpu, gpu_machine, this_machine
+from spo_bench.engine.memory import CUDA_PROCESS, PROCESS, estimate, model_of
+from spo_bench.engine.schedule import Schedule
+from spo_bench.engine.shares import shares
+from spo_bench.engine.simulate import Played
+from spo_bench.engine.space import Space, space
+from spo_bench.engine.timings import Basis, Pace, Timing, kept, merged
+from spo_bench.engine.work import Load
+from spo_bench.matrix.cells import Cell
+from spo_bench.matrix.spec import Spec
+from spo_bench.stages.base import Stage, plain_data
+from spo_bench.store.artifacts import Store
+
+GPU_COUNTS = (8, 64, 512)
+MOST = 5000  # stages whose run on this machine is played through unasked
+# Kinds of stages that a cell's devices share; a reward model or a judge has one.
+SHARED = ("train", "sft", "generate", "score", "reference", "mismatched", "explored")
+START = 6.0  # seconds until the first stage begins: Python, torch, and worker processes
+REPORT, REPORT_CELL = 6.0, 0.2  # seconds of tables and figures, and of a cell
+
+
+@dataclass(frozen=True)
+class StageCost:
+    """What one stage takes.
+
+    Attributes:
+        stage: it.
+        seconds: on its devices.
+        devices: GPUs, or threads of this machine; 0: it waits or counts, and takes none.
+        memory: bytes at the peak, of each device.
+        basis: what the seconds rest on.
+    """
+
+    stage: Stage
+    seconds: float
+    devices: int
+    memory: float
+    basis: Basis
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What is left to make of a matrix, and what it takes.
+
+    Attributes:
+        machine: a GPU of the table, or this machine.
+        gpus: whether devices are GPUs; else threads of this machine.
+        stages: costs, inputs before what reads them.
+        runs: the run played through, by number of devices (this machine: of stages at a time).
+        around: seconds of a run's start and report.
+        space: bytes of disk.
+        notes: what was assumed.
+    """
+
+    machine: str
+    gpus: bool
+    stages: Sequence[StageCost]
+    runs: Sequence[Played]
+    around: float
+    space: Space
+    notes: Sequence[str]
+
+    @property
+    def hours(self) -> float:
+        """Device hours of everything: GPU hours, or core hours."""
+        return sum(one.seconds * one.devices for one in self.stages) / 3600
+
+    @property
+    def basis(self) -> str:
+        """What all times rest on."""
+        return merged(one.basis for one in self.stages)
+
+    def kinds(self) -> list[dict[str, Any]]:
+        """Return a row a kind of stage, the most expensive first: its number, hours, longest seconds, memory and basis."""
+        found: dict[str, list[StageCost]] = defaultdict(list)
+        for one in self.stages:
+            found[one.stage.kind].append(one)
+        rows = [
+            {
+                "kind": kind,
+                "stages": len(costs),
+                "seconds": sum(one.seconds for one in costs) / len(costs),
+                "longest": max(one.seconds for one in costs),
+                "hours": sum(one.seconds * one.devices for one in costs) / 3600,
+                "memory": max(one.memory for one in costs),
+                "basis": merged(one.basis for one in costs),
+            }
+            for kind, costs in found.items()
+        ]
+        return sorted(rows, key=lambda row: -float(str(row["hours"])))
+
+    def record(self) -> dict[str, Any]:
+        """Return everything as JSON values; what each stage takes stands with the stages of the plan."""
+        return {
+            "machine": self.machine,
+            "device_hours": self.hours,
+            "devices": "GPUs" if self.gpus else "cores",
+            "basis": self.basis,
+            "kinds": self.kinds(),
+            "runs": [
+                {
+                    "devices": run.devices,
+                    "seconds": run.seconds + self.around,
+                    "critical_path_seconds": run.path_seconds,
+                    "critical_path": [{"kind": stage.kind, "key": stage.key} for stage in run.path],
+                    "utilisation": run.utilisation,
+                }
+                for run in self.runs
+            ],
+            "storage": {**self.space._asdict(), "store": self.space.store},
+            "assumed": list(self.notes),
+        }
+
+
+def forecast(
+    spec: Spec,
+    cells: Sequence[Cell],
+    missing: Sequence[Stage],
+    every: Sequence[Stage],
+    store: Store,
+    device: str,
+    jobs: int,
+    gpu: str | None = None,
+    counts: Sequence[int] = (),
+    more: Sequence[Timing] = (),
+) -> Forecast:
+    """Return what a run would take.
+
+    Args:
+        spec, cells: the matrix.
+        missing: stages that are left to make; all of them in ``every``.
+        store: where data and timings are looked at.
+        device: for which the cells are planned.
+        jobs: stages at a time on this machine.
+        gpu: the name of a GPU in the table; None: this machine, or with ``counts`` and no GPU here ``machines.UNNAMED``.
+        counts: numbers of GPUs the run is played through on; none: this machine.
+        more: timings beside the store's.
+
+    Raises:
+        InputError: an unknown GPU.
+    """
+    elsewhere = gpu is not None or bool(counts)
+    cores = cores_here()
+    if elsewhere:
+        name, given = choose_gpu(gpu, device)
+        machine = gpu_machine(name)
+    else:
+        machine, given = this_machine(device, cores), True
+    pace = Pace(machine, [*kept(store.root), *more], 1 if elsewhere else jobs)
+    on_gpu = device.startswith("cuda")
+    per_cell = int(getattr(spec.train, "devices_per_cell", 1) or 1)
+    parts = shares(every, jobs, cores)
+
+    def takes(stage: Stage) -> int:
+        return devices_of(stage, per_cell) if on_gpu else parts[stage.key].cores
+
+    costs: dict[str, StageCost] = {}
+    for stage in missing:
+        count = takes(stage)
+        seconds, basis = pace.seconds(stage, store, max(1, count))
+        need = estimate(stage, store, devices=max(1, count) if on_gpu else 1)
+        costs[stage.key] = StageCost(stage, seconds, count, need.device if on_gpu and count else need.host, basis)
+
+    def seconds_of(stage: Stage) -> float:
+        return costs[stage.key].seconds
+
+    runs: list[Played] = []
+    if elsewhere:
+        runs = [simulate.on_devices(missing, count, takes, seconds_of) for count in counts or GPU_COUNTS]
+    elif len(missing) <= MOST:
+        idle = Need(CUDA_PROCESS, PROCESS) if on_gpu else Need(PROCESS)
+
+        def schedule() -> Schedule:
+            need = partial(estimate, store=store)
+            return Schedule(missing, jobs, cores, free_memory(device), need, lambda one: parts[one.key], idle)
+
+        runs = [simulate.local(missing, schedule, jobs, seconds_of)]
+    report = pace.of_load(("report", "", "float32"), Load(rows=len(cells)), 1)
+    written = report[0] if report[1] != "assumed" else REPORT + REPORT_CELL * len(cells)
+    notes = [*_assumed_models(missing), *_assumed_lengths(missing, store)]
+    if "assumed" in {one.basis for one in costs.values()}:
+        notes.append(_assumed_speed(machine.name, elsewhere or on_gpu, given))
+    around = START + written if missing else 0.0
+    return Forecast(machine.name, on_gpu, list(costs.values()), runs, around, space(cells, missing, store, jobs), notes)
+
+
+def devices_of(stage: Stage, per_cell: int = 1) -> int:
+    """Return how many GPUs a stage computes on: none where it runs no model."""
+    if "numerics" not in stage.config or model_of(stage) is None:
+        return 0
+    return per_cell if stage.kind in SHARED else 1
+
+
+def _assumed_models(stages: Sequence[Stage]) -> list[str]:
+    """Return which models are not here."""
+    named = dict.fromkeys(stage.local["assumed"] for stage in stages if stage.kind == "model" and "assumed" in stage.local)
+    return [f"model '{name}' is not here: planned by its config alone" for name in named]
+
+
+def _assumed_lengths(stages: Sequence[Stage], store: Store) -> list[str]:
+    """Return how long rows are counted whose data is not made yet."""
+    found: Mapping[str, Stage] = {data.key: data for stage in stages if (data := plain_data(stage)) is not None}
+    notes = []
+    for data in found.values():
+        one = lengths_of(data, store)
+        rows = [split for split in ("train", "eval") if not data.done(store) and data.config["limit"][split] is None]
+        if not data.done(store):
+            shown = f"{one.prompt:.0f} tokens of a prompt, {one.chosen:.0f} and {one.rejected:.0f} of its answers"
+            notes.append(f"{data.local['task']}: {shown} ({one.basis})")
+        if rows:
+            notes.append(f"{data.local['task']}: how many rows {' and '.join(rows)} have is not known: set limit")
+    return notes
+
+
+def _assumed_speed(name: str, on_gpu: bool, given: bool) -> str:
+    """Return what a speed rests on that nobody has measured."""
+    if not on_gpu:
+        return "this machine's speed is a guess: --measure runs small stages to find out"
+    which = name if given else f"{name}, since no --gpu is given"
+    return f"speed of {which} by its data sheet: {OPERATIONS:.0%} of its operations, {BANDWIDTH:.0%} of its memory's bandwidth"
+
