@@ -25,6 +25,7 @@ from spo_bench.engine.collect import (
 )
 from spo_bench.engine.local import Engine, Watcher, cores_here, unique_in_order
 from spo_bench.engine.preflight import Ahead, check
+from spo_bench.engine.timings import note_report
 from spo_bench.errors import InputError, Interrupted, disk_full, is_disk_full, suggestion
 from spo_bench.files import read_json, read_jsonl, write_jsonl
 from spo_bench.garbage import few_collections
@@ -157,8 +158,8 @@ def cells_of(
     elsewhere: bool = False,
 ) -> list[Cell]:
     """Return the cells of a spec as they would run here; what a judge costs counts together under the name ``purse``. With
-    ``assume``, hub models and data that are not here stand by their names, and nothing is fetched; ``elsewhere``: the device is not
-    looked for here.
+    ``assume``, hub models and data that are not here stand by their names, and nothing is fetched; ``elsewhere``: the device is
+    not looked for here.
 
     Raises:
         InputError: a device, models or data that are not there, or settings that cannot go together; all of them.
@@ -348,7 +349,9 @@ def _finish(
     spent = asdict(spent_from(store.root / FILE, record["purse"]))
     judging = {"judge_audits": judge_audits(cells, store), "judge_unaudited": unaudited, "judge_spent": spent}
     write_record(target, {**record, "audits": found, **judging, "files": {"cells.jsonl": entry(target / "cells.jsonl")}})
+    begun = time.perf_counter()
     write_report(target)
+    note_report(store, len(cells), time.perf_counter() - begun)
     return Finished(target, len(cells), len(cells) - len(failed), failed_all, made, finished - started)
 
 

@@ -38,13 +38,14 @@ def show_plan(
     gpus: Sequence[int] = (),
     measure: bool = False,
 ) -> None:
-    """Print the state of every stage of every cell, what they take of memory, time and disk, what a judge behind an endpoint would
-    cost, and for what a run with so many jobs would be refused; ``how`` it would run them; and in full ``why`` what is left to make
-    is. With a ``gpu`` of the table or numbers of ``gpus`` the plan is of a run there, not on this machine, and with ``measure``
-    times rest on small stages that are run for it.
+    """Print the state of every stage of every cell, what they take of memory, time and disk, what a judge behind an endpoint
+    would cost, and for what a run with so many jobs would be refused; ``how`` it would run them; and in full ``why`` what is left
+    to make is. With a ``gpu`` of the table or numbers of ``gpus`` the plan is of a run there, not on this machine, and with
+    ``measure`` times rest on small stages that are run for it.
     """
     from spo_bench import api
     from spo_bench.cli.cost import show_cost
+    from spo_bench.engine.calibrate import calibrate
     from spo_bench.engine.estimate import forecast
     from spo_bench.engine.free import free_memory
     from spo_bench.engine.local import unique_in_order
@@ -75,8 +76,9 @@ def show_plan(
         reasons = Reasons(artifacts, out, earlier, {cell.id: cell.stages for cell in cells}, every, waiting).all()
     ahead = Ahead(spec, cells, missing, artifacts, out, api.planned_device(device), jobs)
     found = look(ahead) if missing and not elsewhere else Found()
-    more = api.measure(spec, artifacts.root, device, jobs, offline, places) if measure else ()
-    cost = forecast(spec, cells, missing, every, artifacts, api.planned_device(planned), jobs, gpu, gpus, more)
+    if measure and missing:
+        calibrate(spec, artifacts, api.choose_device(device), jobs, offline, places)
+    cost = forecast(spec, cells, missing, every, artifacts, api.planned_device(planned), jobs, gpu, gpus)
     taken = {one.stage.key: {"seconds": one.seconds, "devices": one.devices, "basis": one.basis} for one in cost.stages}
     if as_json:
         needs = {stage.key: round(estimate(stage, artifacts).most) for stage in every}

@@ -195,8 +195,8 @@ def plan(
     """Show what would run: every cell, the state and reason of every stage, what it takes of time, memory and disk, what a judge
     behind an endpoint would cost, and for what a run would be refused.
 
-    Nothing is fetched: hub models and data that are not here are planned by what is known of them. With --gpu or --gpus the plan is
-    of a run on such GPUs in place of this machine.
+    Nothing is fetched: hub models and data that are not here are planned by what is known of them. With --gpu or --gpus the plan
+    is of a run on such GPUs in place of this machine.
     """
     from spo_bench.api import choose_jobs
     from spo_bench.cli.cost import counts

@@ -1,4 +1,4 @@
-"""What a matrix would cost before it runs: device hours, memory a device, wall-clock time on this machine or a number of GPUs, disk."""
+"""What a matrix would cost before it runs: device hours, memory, wall-clock time on this machine or a number of GPUs, disk."""
 
 from __future__ import annotations
 
@@ -9,16 +9,15 @@ from functools import partial
 from typing import Any
 
 from spo_bench.engine import simulate
-from spo_bench.engine.free import Need, free_memory
+from spo_bench.engine.free import Need, cores_here, free_memory
 from spo_bench.engine.lengths import lengths_of
-from spo_bench.engine.local import cores_here
 from spo_bench.engine.machines import BANDWIDTH, OPERATIONS, choose_gpu, gpu_machine, this_machine
 from spo_bench.engine.memory import CUDA_PROCESS, PROCESS, estimate, model_of
 from spo_bench.engine.schedule import Schedule
 from spo_bench.engine.shares import shares
 from spo_bench.engine.simulate import Played
 from spo_bench.engine.space import Space, space
-from spo_bench.engine.timings import Basis, Pace, Timing, kept, merged
+from spo_bench.engine.timings import Basis, Pace, kept, merged, report_of, with_rates
 from spo_bench.engine.work import Load
 from spo_bench.matrix.cells import Cell
 from spo_bench.matrix.spec import Spec
@@ -29,8 +28,8 @@ GPU_COUNTS = (8, 64, 512)
 MOST = 5000  # stages whose run on this machine is played through unasked
 # Kinds of stages that a cell's devices share; a reward model or a judge has one.
 SHARED = ("train", "sft", "generate", "score", "reference", "mismatched", "explored")
-START = 6.0  # seconds until the first stage begins: Python, torch, and worker processes
-REPORT, REPORT_CELL = 6.0, 0.2  # seconds of tables and figures, and of a cell
+COMMAND = 2.0  # seconds of Python's start and the matrix's expansion
+START = 6.0  # seconds until workers have loaded torch and what all stages need
 
 
 @dataclass(frozen=True)
@@ -136,7 +135,6 @@ def forecast(
     jobs: int,
     gpu: str | None = None,
     counts: Sequence[int] = (),
-    more: Sequence[Timing] = (),
 ) -> Forecast:
     """Return what a run would take.
 
@@ -148,7 +146,6 @@ def forecast(
         jobs: stages at a time on this machine.
         gpu: the name of a GPU in the table; None: this machine, or with ``counts`` and no GPU here ``machines.UNNAMED``.
         counts: numbers of GPUs the run is played through on; none: this machine.
-        more: timings beside the store's.
 
     Raises:
         InputError: an unknown GPU.
@@ -159,8 +156,9 @@ def forecast(
         name, given = choose_gpu(gpu, device)
         machine = gpu_machine(name)
     else:
-        machine, given = this_machine(device, cores), True
-    pace = Pace(machine, [*kept(store.root), *more], 1 if elsewhere else jobs)
+        machine, given = this_machine(device), True
+    known = kept(store.root)
+    pace = Pace(with_rates(machine, known), known, 1 if elsewhere else jobs)
     on_gpu = device.startswith("cuda")
     per_cell = int(getattr(spec.train, "devices_per_cell", 1) or 1)
     parts = shares(every, jobs, cores)
@@ -189,13 +187,15 @@ def forecast(
             return Schedule(missing, jobs, cores, free_memory(device), need, lambda one: parts[one.key], idle)
 
         runs = [simulate.local(missing, schedule, jobs, seconds_of)]
-    report = pace.of_load(("report", "", "float32"), Load(rows=len(cells)), 1)
-    written = report[0] if report[1] != "assumed" else REPORT + REPORT_CELL * len(cells)
+    report, _ = pace.of_load(("report", "", "float32"), report_of(len(cells)), 1)
+    started, seen = pace.of_load(("start", "", "float32"), Load(), 1)
+    around = COMMAND + (START if seen == "assumed" else started) + report
     notes = [*_assumed_models(missing), *_assumed_lengths(missing, store)]
     if "assumed" in {one.basis for one in costs.values()}:
         notes.append(_assumed_speed(machine.name, elsewhere or on_gpu, given))
-    around = START + written if missing else 0.0
-    return Forecast(machine.name, on_gpu, list(costs.values()), runs, around, space(cells, missing, store, jobs), notes)
+    return Forecast(
+        machine.name, on_gpu, list(costs.values()), runs, around if missing else 0.0, space(cells, missing, store, jobs), notes
+    )
 
 
 def devices_of(stage: Stage, per_cell: int = 1) -> int:
@@ -232,4 +232,3 @@ def _assumed_speed(name: str, on_gpu: bool, given: bool) -> str:
         return "this machine's speed is a guess: --measure runs small stages to find out"
     which = name if given else f"{name}, since no --gpu is given"
     return f"speed of {which} by its data sheet: {OPERATIONS:.0%} of its operations, {BANDWIDTH:.0%} of its memory's bandwidth"
-

@@ -165,6 +165,11 @@ def driver_name(device: str) -> str:
     return visible[place] if place < len(visible) else str(place)
 
 
+def cores_here() -> int:
+    """Return how many cores this process may use: less than the machine has in a container or under taskset."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def oom_kills() -> int:
     """Return how many processes the system has killed for want of memory: of this machine, or where only that is seen, of this
     control group. It tells a worker that was killed for memory from one that was killed for another reason.

@@ -1,8 +1,9 @@
-"""How many tokens the rows of a task have, found out before anything runs: by its data, a sample of their texts, or an assumption.
+"""How many tokens the rows of a task have, found out before anything runs: by its data, a sample of their texts, or an
+assumption.
 
 The first rows stand for all of them, which are in an order drawn by seed. Where token ids are not made yet, texts are counted in
-words and marks: exact for the embedded model, and 1.1 of a usual tokenizer's tokens a word (English; 1.04 on HH dialogues, 1.18 on
-news). How many more tokens degraded copies bring is counted on the texts in words either way: the ratio is the tokens' to 2 %.
+words and marks: exact for the embedded model, and 1.1 of a usual tokenizer's tokens a word (English; 1.04 on HH dialogues, 1.18
+on news). How many more tokens degraded copies bring is counted on the texts in words either way: the ratio is the tokens' to 2 %.
 """
 
 from __future__ import annotations
@@ -32,9 +33,9 @@ MARKS = 8  # tokens of a chat template around a prompt
 MORE_A_DEGREE = 0.52  # of the answers' own tokens, what a degree's copies add to them: measured on HH (4 degrees: 1.57 more)
 
 DATA, TEXTS, ASSUMED = "the data's tokens", "words of the data", "an assumed length"
-# Tokens of (prompt, chosen, rejected) where the data is not at hand. Dialogues: 400 rows of HH's harmless-base in SmolLM2's tokens,
-# with the marks of their turns. Summaries: TL;DR posts as their authors filtered them, of up to 512 tokens, with summaries of 24 to
-# 48 tokens (Stiennon et al. 2020); 350 of a post is a guess.
+# Tokens of (prompt, chosen, rejected) where the data is not at hand. Dialogues: 400 rows of HH's harmless-base in SmolLM2's
+# tokens, with the marks of their turns. Summaries: TL;DR posts as their authors filtered them, of up to 512 tokens, with
+# summaries of 24 to 48 tokens (Stiennon et al. 2020); 350 of a post is a guess.
 TYPICAL = {"dialogue": (150.0, 40.0, 50.0), "summarization": (350.0, 40.0, 40.0)}
 
 
@@ -114,7 +115,7 @@ def _sample(data: Stage) -> list[tuple[str, str, str]]:
 
 
 def more_of_copies(lengths: Lengths, spo: Mapping[str, Any]) -> tuple[float, float]:
-    """Return (tokens that degraded copies add to a trie of both answers, tokens of all copies apart, how many there are a pair)."""
+    """Return the tokens that degraded copies add to a trie of both answers, and those of all copies apart."""
     factor, apart, _ = _copies(lengths.texts, canonical_json(spo))
     return lengths.answers * factor, lengths.answers * apart
 

@@ -15,9 +15,10 @@ from typing import Self
 from spo_bench import stopping
 from spo_bench.engine.attempt import Ended, attempt
 from spo_bench.engine.free import Need, free_memory, oom_kills
+from spo_bench.engine.free import cores_here as cores_here
+from spo_bench.engine.machines import this_machine
 from spo_bench.engine.memory import CUDA_PROCESS, PROCESS, estimate
 from spo_bench.engine.schedule import Schedule
-from spo_bench.engine.machines import this_machine
 from spo_bench.engine.shares import shares
 from spo_bench.engine.timings import keep, timing_of
 from spo_bench.errors import Interrupted
@@ -273,7 +274,7 @@ class Engine:
     def _time(self, stage: Stage, threads: int, seconds: float) -> None:
         """Keep what a stage took, for plans; one that went on where it was stopped says nothing of a whole one."""
         if stage.key not in self._resumed:
-            machine = this_machine(stage.local.get("device", "cpu"), cores_here()).name
+            machine = this_machine(stage.local.get("device", "cpu")).name
             keep(self.store, [timing_of(stage, self.store, machine, threads, self.jobs, seconds, "measured")])
 
     def _may_need_less(self, schedule: Schedule, stage: Stage) -> bool:
@@ -301,8 +302,3 @@ def _begin_worker(count: int) -> None:
     stopping.as_worker()
     for name in ("RAYON_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ.setdefault(name, str(count))
-
-
-def cores_here() -> int:
-    """Return how many cores this process may use: less than the machine has in a container or under taskset."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from spo_bench.engine.free import gpu_name
+from spo_bench.engine.free import cores_here, gpu_name
 from spo_bench.engine.memory import GIB
 from spo_bench.engine.work import Load
 from spo_bench.errors import unknown
@@ -139,13 +139,13 @@ def gpu_machine(name: str) -> Machine:
     return Machine(name, rates, gpu.bandwidth * BANDWIDTH, 1e9, LAYER_GPU, FIXED_GPU, True, gpu.memory)
 
 
-def this_machine(device: str, cores: int) -> Machine:
+def this_machine(device: str) -> Machine:
     """Return what a stage gets of the machine this is, as timings know it."""
     if device.startswith("cuda"):
         name, known = choose_gpu(None, device)
         return replace(gpu_machine(name), name=name if known else gpu_name(device) or "GPU")
     rates = dict.fromkeys(("float32", "bfloat16"), CPU_OPERATIONS)
-    return Machine(f"{cores} cores of {processor()}", rates, 10e9, 5e8, LAYER_CPU, FIXED_CPU, False)
+    return Machine(f"{cores_here()} cores of {processor()}", rates, 10e9, 5e8, LAYER_CPU, FIXED_CPU, False)
 
 
 def dtype_of(config: Mapping[str, Any]) -> str:

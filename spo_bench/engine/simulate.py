@@ -8,7 +8,6 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 from spo_bench.engine.free import INFINITE, NOTHING, Need
 from spo_bench.engine.schedule import Schedule
@@ -84,25 +83,21 @@ def critical_path(stages: Sequence[Stage], seconds: Seconds) -> tuple[list[Stage
     before: dict[str, Stage | None] = {}
     for stage in stages:
         waits = [source for source in stage.inputs.values() if source.key in ends]
-        last = max(waits, key=lambda source: ends[source.key], default=None)
-        ends[stage.key] = seconds(stage) + (ends[last.key] if last is not None else 0.0)
-        before[stage.key] = last
+        latest = max(waits, key=lambda source: ends[source.key], default=None)
+        ends[stage.key] = seconds(stage) + (ends[latest.key] if latest is not None else 0.0)
+        before[stage.key] = latest
     if not ends:
         return [], 0.0
-    path, stage = list[Stage](), max(stages, key=lambda one: ends[one.key])
-    longest, step = ends[stage.key], stage
-    while step is not None:
-        path.append(step)
-        step = before[step.key]  # type: ignore[assignment]
+    longest, path = max(ends.values()), list[Stage]()
+    last: Stage | None = max(stages, key=lambda one: ends[one.key])
+    while last is not None:
+        path.append(last)
+        last = before[last.key]
     return path[::-1], longest
 
 
 def local(stages: Sequence[Stage], schedule: Callable[[], Schedule], jobs: int, seconds: Seconds) -> Played:
     """Return a run on this machine, whose devices are the stages that run at a time."""
     path, longest = critical_path(stages, seconds)
-    busy = sum(map(partial(_own, seconds), stages))
+    busy = sum(seconds(stage) for stage in stages)
     return Played(play(schedule(), seconds), path, longest, busy, jobs)
-
-
-def _own(seconds: Seconds, stage: Stage) -> float:
-    return seconds(stage)

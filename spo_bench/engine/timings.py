@@ -1,11 +1,11 @@
 """What stages took on this machine: a line each in the store's ``timings.jsonl``, and what follows for stages that have not run.
 
-Three things a time can rest on, the first of them that there is: *measured*, stages of earlier runs here; *calibrated*, small ones
-that ``plan --measure`` ran for this; *assumed*, the table of GPUs and shares of its figures (``engine.machines``).
+Three things a time can rest on, the first of them that there is: *measured*, stages of earlier runs here; *calibrated*, small
+ones that ``plan --measure`` ran for this; *assumed*, the table of GPUs and shares of its figures (``engine.machines``).
 
-Of stages with the same kind, model and type on the same machine, what they took is compared with what the machine's figures say of
-their loads, s against x: where loads differ enough, s = a + b x is fitted to the relative errors, with neither below 0; else the
-median of s / x is taken. So the figures decide nothing but how unlike loads compare.
+Of stages with the same kind, model and type on the same machine, what they took is compared with what the machine's figures say
+of their loads, s against x: where loads differ enough, s = a + b x is fitted to the relative errors, with neither below 0; else
+the median of s / x is taken. So the figures decide nothing but how unlike loads compare.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from spo_bench.engine.machines import Machine, dtype_of
+from spo_bench.engine.machines import Machine, dtype_of, this_machine
 from spo_bench.engine.memory import Size, model_of, size_of
 from spo_bench.engine.work import Load, load_of
 from spo_bench.stages.base import Stage
@@ -29,6 +29,7 @@ from spo_bench.store.artifacts import Store
 
 FILE = "timings.jsonl"
 TAIL = 2 * 2**20  # bytes of it that are read: the last ten thousand stages
+CELL = 200  # texts that a cell counts for in the report: its samples, its lines, its part of tables and figures
 APART = 1.5  # the largest load over the smallest, from which on a line is fitted
 Basis = Literal["measured", "calibrated", "assumed"]
 # Kinds whose work is alike: what one takes says something of another.
@@ -93,6 +94,17 @@ def keep(store: Store, timings: Iterable[Timing]) -> None:
             os.close(handle)
 
 
+def report_of(cells: int) -> Load:
+    """Return what the report of so many cells has to do."""
+    return Load(rows=float(CELL * cells))
+
+
+def note_report(store: Store, cells: int, seconds: float) -> None:
+    """Keep what the report of so many cells took."""
+    machine = this_machine("cpu").name
+    keep(store, [Timing("report", "", "float32", machine, 1, 1, report_of(cells), seconds, "measured")])
+
+
 def kept(root: Path) -> list[Timing]:
     """Return the timings of a store, the last ones of very many; a line that cannot be read is passed over."""
     found = []
@@ -132,7 +144,12 @@ class Pace:
         kind, model, dtype = which
         expected = self.machine.seconds(load, dtype, parts)
         alike = ALIKE.get(kind.removesuffix("+spo"), kind)
-        for wanted in ((kind, model, dtype), (kind.removesuffix("+spo"), model, dtype), (alike, model, dtype), (alike, "", dtype)):
+        for wanted in (
+            (kind, model, dtype),
+            (kind.removesuffix("+spo"), model, dtype),
+            (alike, model, dtype),
+            (alike, "", dtype),
+        ):
             if (found := self._groups.get(wanted)) is not None:
                 return _curve(found)(expected), "measured" if found[0].basis == "measured" else "calibrated"
         return expected, "assumed"
@@ -153,6 +170,16 @@ class Pace:
                 groups[kind, one.model, one.dtype].append(seen)
             groups[alike, "", one.dtype].append(seen)
         return {which: _best(seen, self.jobs) for which, seen in groups.items()}
+
+
+def with_rates(machine: Machine, timings: Iterable[Timing]) -> Machine:
+    """Return a machine with the rates of its own products of matrices, where they were measured."""
+    rates = {
+        one.dtype: one.load.read / one.seconds / one.threads
+        for one in timings
+        if (one.kind, one.machine) == ("matmul", machine.name)
+    }
+    return replace(machine, operations={**machine.operations, **rates})
 
 
 class _Seen(NamedTuple):

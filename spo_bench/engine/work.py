@@ -1,8 +1,9 @@
 """What a stage has to do, counted before it runs: operations, bytes, rows, questions. No heavy import: planning uses this.
 
-A matrix of w weights takes 2 w operations a token forward, and twice that backward (for its input, and for itself: the second half
-is left out where an adapter is trained in its place). The head is multiplied at positions whose token is predicted; attention takes
-4 x width a layer and pair of tokens that attend forward. Norms, softmax and activations are left out as below a percent or two.
+A matrix of w weights takes 2 w operations a token forward, and twice that backward (for its input, and for itself: the second
+half is left out where an adapter is trained in its place). The head is multiplied at positions whose token is predicted;
+attention takes 4 x width a layer and pair of tokens that attend forward. Norms, softmax and activations are left out as below a
+percent or two.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class Load(NamedTuple):
         layers: layers that are called, each time over whatever goes through it at once; three times each in training.
         disk: bytes of weights that are read and written.
         rows: texts that are read, tokenised or scored one by one.
-        calls: requests to a judge behind an endpoint.
+        calls: requests to a judge behind an endpoint, one after another: those under way at once count as one.
     """
 
     learned: float = 0.0
@@ -257,7 +258,7 @@ class _Counted:
         load = self._answers(own, settings)
         if self.config["labeller"]["kind"] == "openai":
             each = comb(regime["samples"] + 2 * regime["human"] + regime["greedy"], 2)
-            return load + Load(calls=pairs * each * 2)
+            return load + Load(calls=pairs * each * 2 / self.stage.local["judge"]["concurrency"])
         return load + self._reading(own, self.lengths.prompt + self._answer(), head=False)
 
     def _answers(self, prompts: float, settings: Mapping[str, Any]) -> Load:
@@ -289,12 +290,10 @@ class _Counted:
         rows = self._rows("eval") if self.stage.kind == "judge" else float(min(self.config["rows"], self._rows("eval")))
         orders = 2 if judge.get("settings", {}).get("orders") == "both" else 1
         if asks_endpoint(self.stage):
-            return Load(calls=rows * orders, rows=rows)
+            return Load(calls=rows * orders / self.stage.local["judge"]["concurrency"], rows=rows)
         if judge["kind"] == "local":
             asked = self.lengths.prompt + 2 * self._answer() + REPLY
-            return self._answers(rows * orders, {"max_new_tokens": REPLY, "batch_size": 16}) + self._reading(
-                rows * orders, asked
-            )
+            return self._answers(rows * orders, {"max_new_tokens": REPLY, "batch_size": 16}) + self._reading(rows * orders, asked)
         if "reward_model" in self.stage.inputs:
             return self._reading(2 * rows, self.lengths.prompt + self.lengths.chosen, head=False)
         return Load(rows=rows)

@@ -253,7 +253,11 @@ class Evaluation:
         check_template(template)
         inputs["judge_model"] = read_only(sources.language_model(target), self.place)
         directory = inputs["judge_model"].local.get("directory")
-        settings = {"template": template, "orders": wanted.orders, "max_length": longest(Path(directory)) if directory else LONGEST}
+        settings = {
+            "template": template,
+            "orders": wanted.orders,
+            "max_length": longest(Path(directory)) if directory else LONGEST,
+        }
         # Its invalid verdicts are final, so another ceiling is asked of kept replies again.
         judge |= {"settings": settings, "max_invalid": wanted.max_invalid}
         identity = {"model": inputs["judge_model"].key, "version": version("judge")}

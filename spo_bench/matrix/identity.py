@@ -17,7 +17,6 @@ from spo_bench.plugins import is_built_in
 from spo_bench.store.artifacts import digest
 from spo_bench.task import Task
 
-
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(:[\w.-]+)?(@[\w./-]+)?")
 
 

@@ -45,8 +45,13 @@ _CONFIGS: dict[str, dict[str, Any]] = {
 }
 # An encoder with one number for an output; its feed-forward has no gate, and its embeddings are only looked up.
 _CONFIGS["OpenAssistant/reward-model-deberta-v3-large-v2"] = {
-    **{"num_hidden_layers": 24, "hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16},
-    **{"vocab_size": 128100, "parameters": 435_062_785, "head_parameters": 0},
+    "num_hidden_layers": 24,
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_attention_heads": 16,
+    "vocab_size": 128100,
+    "parameters": 435_062_785,
+    "head_parameters": 0,
 }
 _BY_NAME = {name.lower(): config for name, config in _CONFIGS.items()}
 
