@@ -3,9 +3,9 @@
 Usage: python benchmarks/prediction.py SPEC [--jobs auto] [--rounds 1] [--device cpu] [--json]
 
 Each round begins with an empty store: ``plan --measure`` says how long the run would take (calibrated), the run is made, and its
-wall-clock time taken, of the whole command, from the start of Python to the report. Then the store is emptied but for its timings:
-``plan`` says how long it would take (measured), and the run is made once more. A machine that others use too changes between a
-plan and its run; more rounds show by how much.
+wall-clock time taken, of the whole command, from the start of Python to the report. Then the store is emptied but for its
+timings: ``plan`` says how long it would take (measured), and the run is made once more. A machine that others use too changes
+between a plan and its run; more rounds show by how much.
 """
 
 from __future__ import annotations

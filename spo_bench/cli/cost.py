@@ -53,7 +53,7 @@ def show_cost(console: Terminal, found: Forecast, names: Mapping[str, str], judg
         longest = max(found.runs, key=lambda run: run.devices)
         console.say(f"critical path: {_path(longest, names, found)}")
     for note in found.notes:
-        console.say(f"assumed: {note}")
+        console.say(f"note: {note}")
 
 
 def _kinds(found: Forecast, unit: str) -> Table:
@@ -72,12 +72,12 @@ def _runs(found: Forecast) -> Table:
     """Return a row a number of devices."""
     table = Table(box=None, pad_edge=False)
     unit = "GPUs" if found.gpus else "stages at a time"
-    for name in (unit, "wall time", "critical path", "utilisation", "against one less row"):
+    for name in (unit, "wall time", "critical path", "utilisation", "faster"):
         table.add_column(name, justify="right")
     before = None
     for run in found.runs:
         seconds = run.seconds + found.around
-        faster = f"{before / seconds:.2f} times as fast" if before else ""
+        faster = f"{before / seconds:.2f} x" if before else ""
         row = [f"{run.devices:,}", clock(seconds), clock(run.path_seconds), f"{run.utilisation:.0%}", faster]
         table.add_row(*map(cell, row))
         before = seconds

@@ -14,6 +14,7 @@ from spo_bench.cli.common import Terminal, cell, print_json
 from spo_bench.garbage import few_collections
 
 if TYPE_CHECKING:
+    from spo_bench.matrix.cells import Cell
     from spo_bench.matrix.judge_cost import JudgeCost
     from spo_bench.matrix.plan import StageState
     from spo_bench.matrix.why import Why
@@ -114,7 +115,7 @@ def show_plan(
     peaks: dict[str, float] = {}
     for stage in missing:
         peaks[stage.kind] = max(peaks.get(stage.kind, 0.0), estimate(stage, artifacts).most)
-    if peaks:
+    if peaks and not elsewhere:
         shown = ", ".join(f"{kind} {_gib(need)}" for kind, need in sorted(peaks.items(), key=lambda item: -item[1]))
         device_too = f", {_gib(free.device)} GiB on the device" if free.device < float("inf") else ""
         there = f"free now: {_gib(free.host)} GiB{device_too}"
@@ -125,7 +126,7 @@ def show_plan(
         console.print(
             f"judge {spec.judge.model}: {judging.total}; a request that fails is repeated", markup=False, soft_wrap=True
         )
-    show_cost(console, cost, _named(states), str(judging.total) if judging else "")
+    show_cost(console, cost, _named(cells, states), str(judging.total) if judging else "")
     for warning in [*(judging.warnings if judging else ()), *found.warnings]:
         console.print(f"warning: {warning}", markup=False, soft_wrap=True)
     if (problem := found.problems.together()) is not None:
@@ -169,11 +170,19 @@ def _cells(states: Sequence[StageState]) -> Mapping[str, list[str]]:
     return found
 
 
-def _named(states: Sequence[StageState]) -> Mapping[str, str]:
+def _named(cells: Sequence[Cell], states: Sequence[StageState]) -> Mapping[str, str]:
     """Return what a stage is called among all others: its name, and the cell where only one has it."""
-    cells = _cells(states)
+    models = {one.model for one in cells}
+    labels = {}
+    for one in cells:
+        axes = [f"{key}={value}" for key, value in one.axes.items()]
+        spo = [one.spo.label()] if one.spo is not None else []
+        model = [one.model] if len(models) > 1 else []
+        labels[one.id] = " ".join([*model, one.task, one.method, *spo, *axes, f"seed {one.seed}"])
+    of = _cells(states)
     return {
-        one.stage.key: one.name if len(set(cells[one.stage.key])) > 1 else f"{one.name} of {one.cell}" for one in reversed(states)
+        one.stage.key: one.name if len(set(of[one.stage.key])) > 1 else f"{one.name} ({labels[one.cell]})"
+        for one in reversed(states)
     }
 
 

@@ -11,10 +11,10 @@ from typing import Any
 from spo_bench.engine import simulate
 from spo_bench.engine.free import Need, cores_here, free_memory
 from spo_bench.engine.lengths import lengths_of
-from spo_bench.engine.machines import BANDWIDTH, OPERATIONS, choose_gpu, gpu_machine, this_machine
-from spo_bench.engine.memory import CUDA_PROCESS, PROCESS, estimate, model_of
+from spo_bench.engine.machines import BANDWIDTH, OPERATIONS, REQUEST, choose_gpu, gpu_machine, this_machine
+from spo_bench.engine.memory import CUDA_PROCESS, GIB, PROCESS, estimate, model_of
 from spo_bench.engine.schedule import Schedule
-from spo_bench.engine.shares import shares
+from spo_bench.engine.shares import asks_endpoint, shares
 from spo_bench.engine.simulate import Played
 from spo_bench.engine.space import Space, space
 from spo_bench.engine.timings import Basis, Pace, kept, merged, report_of, with_rates
@@ -62,7 +62,7 @@ class Forecast:
         runs: the run played through, by number of devices (this machine: of stages at a time).
         around: seconds of a run's start and report.
         space: bytes of disk.
-        notes: what was assumed.
+        notes: what was assumed, and what to know besides.
     """
 
     machine: str
@@ -121,7 +121,7 @@ class Forecast:
                 for run in self.runs
             ],
             "storage": {**self.space._asdict(), "store": self.space.store},
-            "assumed": list(self.notes),
+            "notes": list(self.notes),
         }
 
 
@@ -163,22 +163,25 @@ def forecast(
     per_cell = int(getattr(spec.train, "devices_per_cell", 1) or 1)
     parts = shares(every, jobs, cores)
 
-    def takes(stage: Stage) -> int:
-        return devices_of(stage, per_cell) if on_gpu else parts[stage.key].cores
-
     costs: dict[str, StageCost] = {}
+    crowded: dict[str, StageCost] = {}
     for stage in missing:
-        count = takes(stage)
-        seconds, basis = pace.seconds(stage, store, max(1, count))
+        count = devices_of(stage, per_cell) if on_gpu else parts[stage.key].cores
         need = estimate(stage, store, devices=max(1, count) if on_gpu else 1)
+        if elsewhere and count and machine.memory is not None and need.device > machine.memory:
+            crowded.setdefault(stage.kind, StageCost(stage, 0.0, count, need.device, "assumed"))
+            count, need = _spread(stage, store, count, machine.memory)
+        seconds, basis = pace.seconds(stage, store, max(1, count))
         costs[stage.key] = StageCost(stage, seconds, count, need.device if on_gpu and count else need.host, basis)
 
     def seconds_of(stage: Stage) -> float:
         return costs[stage.key].seconds
 
     runs: list[Played] = []
+    most = max((one.devices for one in costs.values()), default=0)
     if elsewhere:
-        runs = [simulate.on_devices(missing, count, takes, seconds_of) for count in counts or GPU_COUNTS]
+        enough = [count for count in counts or GPU_COUNTS if count >= most]
+        runs = [simulate.on_devices(missing, count, lambda one: costs[one.key].devices, seconds_of) for count in enough]
     elif len(missing) <= MOST:
         idle = Need(CUDA_PROCESS, PROCESS) if on_gpu else Need(PROCESS)
 
@@ -191,11 +194,37 @@ def forecast(
     started, seen = pace.of_load(("start", "", "float32"), Load(), 1)
     around = COMMAND + (START if seen == "assumed" else started) + report
     notes = [*_assumed_models(missing), *_assumed_lengths(missing, store)]
+    for kind, one in crowded.items():
+        held = f"{one.memory / GIB:.1f} GiB of a GPU, and {machine.name} has {(machine.memory or 0) / GIB:.1f}"
+        counted = costs[one.stage.key]
+        if counted.devices > one.devices:
+            notes.append(f"{kind} takes {held}: counted on {counted.devices} GPUs each (train.devices_per_cell)")
+        else:
+            notes.append(f"{kind} takes {held}: it does not fit (see gradient_checkpointing, micro_tokens)")
+    if (asking := sum(one.seconds for one in costs.values() if asks_endpoint(one.stage))) > 60:
+        shown = f"{asking / 3600:.1f} h" if asking >= 3600 else f"{asking / 60:.0f} min"
+        notes.append(
+            f"the judge's endpoint is asked for {shown} in all, {REQUEST:g} s a request: GPUs do not shorten that, "
+            "judge.concurrency does as far as the endpoint goes along"
+        )
+    if short := [count for count in counts if count < most]:
+        notes.append(f"{', '.join(map(str, short))} GPUs are too few: a stage takes {most}")
     if "assumed" in {one.basis for one in costs.values()}:
         notes.append(_assumed_speed(machine.name, elsewhere or on_gpu, given))
     return Forecast(
         machine.name, on_gpu, list(costs.values()), runs, around if missing else 0.0, space(cells, missing, store, jobs), notes
     )
+
+
+def _spread(stage: Stage, store: Store, count: int, memory: float) -> tuple[int, Need]:
+    """Return on how many GPUs a stage fits that does not fit on ``count``, and what it takes of each; as many as were given where
+    further ones do not help.
+    """
+    need = estimate(stage, store, devices=count)
+    for more in (count * 2**power for power in range(1, 7)) if stage.kind in SHARED else ():
+        if (less := estimate(stage, store, devices=more)).device <= memory:
+            return more, less
+    return count, need
 
 
 def devices_of(stage: Stage, per_cell: int = 1) -> int:
@@ -230,5 +259,5 @@ def _assumed_speed(name: str, on_gpu: bool, given: bool) -> str:
     """Return what a speed rests on that nobody has measured."""
     if not on_gpu:
         return "this machine's speed is a guess: --measure runs small stages to find out"
-    which = name if given else f"{name}, since no --gpu is given"
-    return f"speed of {which} by its data sheet: {OPERATIONS:.0%} of its operations, {BANDWIDTH:.0%} of its memory's bandwidth"
+    reached = f"{OPERATIONS:.0%} of the operations in its data sheet, {BANDWIDTH:.0%} of its memory's bandwidth"
+    return f"a stage reaches on {name} {reached}" + ("" if given else f" ({name}: no --gpu is given)")

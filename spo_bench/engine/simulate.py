@@ -64,7 +64,7 @@ def on_devices(stages: Sequence[Stage], devices: int, takes: Callable[[Stage], i
         takes: how many devices a stage computes on, none for one that needs none: such stages wait for nothing but their inputs.
         seconds: a stage on as many as it takes.
     """
-    shares = {stage.key: Share(1, takes(stage), asks_endpoint(stage)) for stage in stages}
+    shares = {stage.key: Share(1, takes(stage), asks_endpoint(stage)) for stage in stages}  # a device is what a core is here
     room = Need(INFINITE, INFINITE)
     everything = Schedule(stages, len(stages) + 1, devices, room, lambda _: NOTHING, lambda stage: shares[stage.key])
     busy = sum(seconds(stage) * takes(stage) for stage in stages)
