@@ -5,7 +5,9 @@ Usage: python benchmarks/prediction.py SPEC [--jobs auto] [--rounds 1] [--device
 Each round begins with an empty store: ``plan --measure`` says how long the run would take (calibrated), the run is made, and its
 wall-clock time taken, of the whole command, from the start of Python to the report. Then the store is emptied but for its
 timings: ``plan`` says how long it would take (measured), and the run is made once more. A machine that others use too changes
-between a plan and its run; more rounds show by how much.
+between a plan and its run. So Linux is asked how long the threads of each command waited for a core beside the time they had one:
+what a plan says, times how much longer the run waited, over what the run took, is the ratio at equal shares of the cores. Caches
+and memory that others use are not in it.
 """
 
 from __future__ import annotations
@@ -16,8 +18,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,40 +30,85 @@ from measuring import add_output, describe, show, table
 from spo_bench.engine.timings import FILE, kept
 
 
-def command(words: Sequence[str]) -> tuple[str, float]:
-    """Return what a command of this package prints, and its seconds.
+class Waits(threading.Thread):
+    """Sums, until stopped, for how long the threads of a session had a core, and waited for one."""
+
+    def __init__(self, session: int) -> None:
+        super().__init__(daemon=True)
+        self.session, self.ended, self.seen = session, threading.Event(), dict[str, tuple[int, int]]()
+
+    def run(self) -> None:
+        """Look every half a second; what a thread has done is counted until it was last seen."""
+        while not self.ended.wait(0.5):
+            for stat in Path("/proc").glob("[0-9]*/stat"):
+                with suppress(OSError, ValueError, IndexError):
+                    if int(stat.read_text().rpartition(")")[2].split()[3]) != self.session:
+                        continue
+                    for file in stat.parent.glob("task/*/schedstat"):
+                        ran, waited, _ = map(int, file.read_text().split())
+                        self.seen[file.parent.name] = (ran, waited)
+
+    def slowdown(self) -> float:
+        """Return how much longer everything took than on cores of one's own; 1 where nobody says."""
+        self.ended.set()
+        self.join()
+        ran, waited = (sum(column) for column in zip(*self.seen.values(), strict=True)) if self.seen else (0, 0)
+        return (ran + waited) / ran if ran else 1.0
+
+
+def command(words: Sequence[str]) -> tuple[str, float, float]:
+    """Return what a command of this package prints, its seconds, and how much it was slowed by others and itself.
 
     Raises:
         SystemExit: it failed; what it said is shown.
     """
     started = time.perf_counter()
-    done = subprocess.run([sys.executable, "-m", "spo_bench", *words], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(done.stderr)
-    return done.stdout, time.perf_counter() - started
+    line = [sys.executable, "-m", "spo_bench", *words]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        waits = Waits(process.pid)
+        waits.start()
+        told, errors = process.communicate()
+    if process.returncode:
+        raise SystemExit(errors)
+    return told, time.perf_counter() - started, waits.slowdown()
 
 
-def trial(spec: str, place: Path, how: Sequence[str], measure: bool) -> dict[str, Any]:
-    """Plan and run a matrix once; return the seconds by the plan, and those it took, of the command and of its stages by kind."""
+def trial(spec: str, place: Path, how: Sequence[str], before_it: float | None) -> tuple[dict[str, Any], float]:
+    """Plan and run a matrix once.
+
+    Args:
+        spec: the matrix.
+        place: of store and run.
+        how: further options of both commands.
+        before_it: how much the run was slowed whose times the plan rests on; None: the plan measures for itself.
+
+    Returns:
+        The seconds by the plan, and those it took, of the command and of its stages by kind; how much the run was slowed.
+    """
+    measure = before_it is None
     store = ["--store", str(place / "store"), "--out", str(place / "run")]
     before = len(kept(place / "store"))
-    told, planning = command(["plan", "--matrix", spec, *store, *how, "--json", *(["--measure"] if measure else [])])
+    told, planning, slowed = command(["plan", "--matrix", spec, *store, *how, "--json", *(["--measure"] if measure else [])])
     cost = json.loads(told)["cost"]
-    _, seconds = command(["run", "--matrix", spec, *store, *how])
+    _, seconds, slower = command(["run", "--matrix", spec, *store, *how])
     kinds: dict[str, float] = {}
     for one in [one for one in kept(place / "store")[before:] if one.basis == "measured"]:
         kind = one.kind.removesuffix("+spo")
         kinds[kind] = kinds.get(kind, 0.0) + one.seconds
     predicted = cost["runs"][0]["seconds"]
     by_kind = {row["kind"]: row["seconds"] * row["stages"] for row in cost["kinds"]}
-    return {
+    known = slowed if before_it is None else before_it
+    found = {
         "basis": cost["basis"],
         "planning": planning,
         "predicted": predicted,
         "took": seconds,
         "ratio": predicted / seconds,
+        "slowed": {"planned": known, "run": slower},
+        "ratio_at_equal_shares": predicted / seconds * slower / known,
         "stages": {kind: {"predicted": by_kind.get(kind), "took": taken} for kind, taken in kinds.items()},
     }
+    return found, slower
 
 
 def main() -> None:
@@ -76,17 +125,19 @@ def main() -> None:
     for _ in range(wanted.rounds):
         with tempfile.TemporaryDirectory() as name:
             place = Path(name).resolve()
-            trials.append(trial(wanted.spec, place, how, measure=True))
+            found, slowed = trial(wanted.spec, place, how, None)
+            trials.append(found)
             timings = (place / "store" / FILE).read_bytes()
             shutil.rmtree(place / "store")
             shutil.rmtree(place / "run")
             (place / "store").mkdir()
             (place / "store" / FILE).write_bytes(timings)
-            trials.append(trial(wanted.spec, place, how, measure=False))
+            trials.append(trial(wanted.spec, place, how, slowed)[0])
 
     def text() -> str:
-        rows = [[one["basis"], one["predicted"], one["took"], one["ratio"], one["planning"]] for one in trials]
-        told = table(["times rest on", "predicted, s", "took, s", "predicted / took", "planning, s"], rows)
+        names = ("basis", "predicted", "took", "ratio", "ratio_at_equal_shares", "planning")
+        head = ["times rest on", "predicted, s", "took, s", "predicted / took", "at equal shares", "planning, s"]
+        told = table(head, [[one[name] for name in names] for one in trials])
         kinds = [
             [number, kind, one["predicted"], one["took"]]
             for number, each in enumerate(trials, 1)
