@@ -164,14 +164,14 @@ def cells_of(
     Raises:
         InputError: a device, models or data that are not there, or settings that cannot go together; all of them.
     """
-    if offline:  # before anything imports a hub client, which reads these once
+    if offline or assume:  # before anything imports a hub client, which reads these once
         os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
     problems, cells = Problems(), list[Cell]()
     with problems.noted():
         if not elsewhere:
             choose_device(device)
     with problems.noted():
-        cells = expand(spec, Place(planned_device(device), HashCache(store), offline, tuple(tasks_dirs), purse, assume))
+        cells = expand(spec, Place(planned_device(device), HashCache(store), offline or assume, tuple(tasks_dirs), purse, assume))
     problems.raise_any()
     return cells
 

@@ -47,7 +47,7 @@ def show_plan(
     from spo_bench import api
     from spo_bench.cli.cost import show_cost
     from spo_bench.engine.calibrate import calibrate
-    from spo_bench.engine.estimate import forecast
+    from spo_bench.engine.estimate import absent, forecast
     from spo_bench.engine.free import free_memory
     from spo_bench.engine.local import unique_in_order
     from spo_bench.engine.memory import estimate
@@ -61,6 +61,8 @@ def show_plan(
     elsewhere = gpu is not None or bool(gpus)
     planned = "cuda" if elsewhere else device
     places = [str(folder) for folder in folders or []]
+    if measure:
+        calibrate(spec, artifacts, api.choose_device(device), jobs, offline, places)
     cells = api.cells_of(spec, artifacts.root, planned, offline, places, assume=True, elsewhere=elsewhere)
     earlier = earlier_keys(out)
     states = stage_states(cells, artifacts, earlier, closely=why)
@@ -77,10 +79,10 @@ def show_plan(
         reasons = Reasons(artifacts, out, earlier, {cell.id: cell.stages for cell in cells}, every, waiting).all()
     ahead = Ahead(spec, cells, missing, artifacts, out, api.planned_device(device), jobs)
     found = look(ahead) if missing and not elsewhere else Found()
-    if measure and missing:
-        calibrate(spec, artifacts, api.choose_device(device), jobs, offline, places)
     cost = forecast(spec, cells, missing, every, artifacts, api.planned_device(planned), jobs, gpu, gpus)
     taken = {one.stage.key: {"seconds": one.seconds, "devices": one.devices, "basis": one.basis} for one in cost.stages}
+    if offline and (lacking := absent(missing)):
+        found.warnings.append(f"a run with --offline would be refused, since not here: {', '.join(lacking)}")
     if as_json:
         needs = {stage.key: round(estimate(stage, artifacts).most) for stage in every}
         print_json(

@@ -193,7 +193,7 @@ def forecast(
     report, _ = pace.of_load(("report", "", "float32"), report_of(len(cells)), 1)
     started, seen = pace.of_load(("start", "", "float32"), Load(), 1)
     around = COMMAND + (START if seen == "assumed" else started) + report
-    notes = [*_assumed_models(missing), *_assumed_lengths(missing, store)]
+    notes = [f"{name} is not here: a run fetches it" for name in absent(missing)] + _assumed_lengths(missing, store)
     for kind, one in crowded.items():
         held = f"{one.memory / GIB:.1f} GiB of a GPU, and {machine.name} has {(machine.memory or 0) / GIB:.1f}"
         counted = costs[one.stage.key]
@@ -234,10 +234,11 @@ def devices_of(stage: Stage, per_cell: int = 1) -> int:
     return per_cell if stage.kind in SHARED else 1
 
 
-def _assumed_models(stages: Sequence[Stage]) -> list[str]:
-    """Return which models are not here."""
-    named = dict.fromkeys(stage.local["assumed"] for stage in stages if stage.kind == "model" and "assumed" in stage.local)
-    return [f"model '{name}' is not here: planned by its config alone" for name in named]
+def absent(stages: Sequence[Stage]) -> list[str]:
+    """Return which models and data of a plan are not here, so that they stand in it by their names."""
+    models = [f"model '{one.local['assumed']}'" for one in stages if one.kind == "model" and "assumed" in one.local]
+    data = [f"data '{one.local['data']}'" for one in stages if one.kind == "data" and "assumed" in one.config["task"]]
+    return list(dict.fromkeys([*models, *data]))
 
 
 def _assumed_lengths(stages: Sequence[Stage], store: Store) -> list[str]:

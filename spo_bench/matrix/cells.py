@@ -75,7 +75,7 @@ def expand(spec: Spec, place: Place) -> list[Cell]:
             identities[label] = task_identity(tasks[label], place.assume)
     for source in sources.named_in(spec):
         with problems.noted():
-            if not place.assume or source.assumed(place.offline) is None:
+            if not place.assume or source.assumed() is None:
                 source.look(place.offline)
     for method, point in product(spec.methods, spec.data_axes.points()):
         with problems.noted():

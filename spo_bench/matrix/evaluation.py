@@ -40,8 +40,8 @@ class Place:
         offline: never ask a hub.
         tasks_dirs: further folders of task plugins.
         purse: the name under which this run's spending on a judge counts together.
-        assume: whether hub models and data that are not here stand in a plan by their names, so that nothing is fetched for it;
-            keys made of such stages are those of no run.
+        assume: whether hub models and data that are not here stand in a plan by their names; keys made of such stages are those
+            of no run.
     """
 
     device: str
@@ -66,7 +66,7 @@ def stand_in(source: Source, place: Place, kind: str = "model") -> Stage | None:
     Raises:
         InputError: nothing is known of it.
     """
-    config = source.assumed(place.offline) if place.assume else None
+    config = source.assumed() if place.assume else None
     if config is None:
         return None
     named = {"assumed": source.name, "revision": source.revision}

@@ -55,9 +55,13 @@ class Source:
         self._check(directory)
         return directory
 
-    def assumed(self, offline: bool) -> dict[str, Any] | None:
-        """Return the config by which a model is planned that is not here, None for one that is; raises InputError as ``look``."""
-        return assumed_config(self.name, self.revision, offline)
+    def assumed(self) -> dict[str, Any] | None:
+        """Return the config by which a model is planned that is not here, None for one that is.
+
+        Raises:
+            InputError: a path where nothing is, or a hub id of which nothing is known.
+        """
+        return assumed_config(self.name, self.revision)
 
     def _check(self, directory: Path) -> None:
         check_weights(directory)

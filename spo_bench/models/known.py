@@ -65,7 +65,7 @@ def known_config(name: str) -> dict[str, Any]:
     if (found := _BY_NAME.get(name.lower())) is not None:
         return found
     raise InputError(
-        f"model '{name}' is not here, the hub cannot be asked, and its size is not known",
-        "a plan needs a model's directory, its config.json in the hub's cache, or a model that it knows by its id",
-        f"download its config.json; or check the id: {suggestion(name, _CONFIGS)}",
+        f"model '{name}' is not here, and its size is not known",
+        "a plan fetches nothing: it needs a model's directory, its config.json in the hub's cache, or an id that it knows",
+        f"`hf download {name} config.json`, or check the id: {suggestion(name, _CONFIGS)}",
     )

@@ -70,10 +70,10 @@ def find(name: str, revision: str | None = None, offline: bool = False, with_cod
     return None
 
 
-def assumed_config(name: str, revision: str | None = None, offline: bool = False) -> dict[str, Any] | None:
-    """Return the config by which a hub model can be planned that is not here; None for one that is. No weights are fetched.
+def assumed_config(name: str, revision: str | None = None) -> dict[str, Any] | None:
+    """Return the config by which a hub model can be planned that is not here; None for one that is. Nothing is fetched.
 
-    It is the hub's own config.json where that is in the cache or can be asked for, else that of ``models.known``.
+    It is its own config.json where that is in the hub's cache, else that of ``models.known``.
 
     Raises:
         InputError: a path where nothing is, or a hub id of which nothing is known.
@@ -86,9 +86,7 @@ def assumed_config(name: str, revision: str | None = None, offline: bool = False
     from huggingface_hub import hf_hub_download
 
     with suppress(InputError), _told(name):
-        only_here = offline or _hub_offline()
-        found = hf_hub_download(name, "config.json", revision=revision, local_files_only=only_here, etag_timeout=HUB_PATIENCE)
-        return config_of(Path(found).parent)
+        return config_of(Path(hf_hub_download(name, "config.json", revision=revision, local_files_only=True)).parent)
     return known_config(name)
 
 
