@@ -111,7 +111,8 @@ def show_plan(
         return
     console = Terminal()
     title = f"{spec.name}: {len(cells)} cells"
-    console.print(_listed(title, states, asked) if len(states) <= MOST_LINES else _counted(title, states))
+    one_by_one = len(states) <= MOST_LINES and not elsewhere
+    console.print(_listed(title, states, asked) if one_by_one else _counted(title, states))
     counts = Counter(state for state, _ in standing.values())
     console.print(f"{len(every)} stages in all: " + ", ".join(f"{counts[name]} {name}" for name in STYLES), markup=False)
     peaks: dict[str, float] = {}
