@@ -221,7 +221,7 @@ CORE = Machine("here", {"float32": 1e9, "bfloat16": 2e9}, 1e9, 1e9, 0.0, 0.0, Fa
 
 
 def timing(read: float, seconds: float, kind: str = "reference", **other) -> Timing:
-    values = {"model": "m", "dtype": "float32", "machine": "here", "threads": 1, "jobs": 1, "basis": "measured", **other}
+    values = {"model": "m", "dtype": "float32", "machine": "here", "parts": 1, "jobs": 1, "basis": "measured", **other}
     return Timing(kind=kind, load=Load(read=read), seconds=seconds, **values)
 
 

@@ -23,7 +23,7 @@ from spo_bench.store.artifacts import HashCache, Store
 
 SECONDS = 15.0  # that the third round may take, by what the second took
 FEW, MOST_STEPS = 2, 16  # steps of the trainings in the second and at most in the third round
-SQUARE, REPEATS = 2048, 5  # of the product that gives the machine's rate
+SQUARE, GPU_SQUARE, REPEATS = 2048, 8192, 5  # of the product that gives the machine's rate
 
 
 def calibrate(
@@ -146,11 +146,13 @@ def matmul(device: str, dtype: str) -> Timing:
     import torch
 
     torch.set_num_threads(cores_here())
-    a, b = (torch.randn(SQUARE, SQUARE, dtype=getattr(torch, dtype), device=device) for _ in range(2))
+    on_cpu = device == "cpu"
+    side, parts = SQUARE if on_cpu else GPU_SQUARE, cores_here() if on_cpu else 1
+    a, b = (torch.randn(side, side, dtype=getattr(torch, dtype), device=device) for _ in range(2))
     best = float("inf")
     for _ in range(REPEATS):
         started = time.perf_counter()
         float((a @ b)[0, 0])  # waits for a GPU
         best = min(best, time.perf_counter() - started)
     machine = this_machine(device).name
-    return Timing("matmul", "", dtype, machine, cores_here(), 1, Load(read=2.0 * SQUARE**3), best, "calibrated")
+    return Timing("matmul", "", dtype, machine, parts, 1, Load(read=2.0 * side**3), best, "calibrated")

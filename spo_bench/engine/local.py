@@ -273,9 +273,11 @@ class Engine:
 
     def _time(self, stage: Stage, threads: int, seconds: float) -> None:
         """Keep what a stage took, for plans; one that went on where it was stopped says nothing of a whole one."""
+        device = stage.local.get("device", "cpu")
         if stage.key not in self._resumed:
-            machine = this_machine(stage.local.get("device", "cpu")).name
-            keep(self.store, [timing_of(stage, self.store, machine, threads, self.jobs, seconds, "measured")])
+            machine, parts = this_machine(device).name, threads if device == "cpu" else 1
+            with suppress(OSError, ValueError, KeyError):  # a plan's times are worth no run
+                keep(self.store, [timing_of(stage, self.store, machine, parts, self.jobs, seconds, "measured")])
 
     def _may_need_less(self, schedule: Schedule, stage: Stage) -> bool:
         """Put a stage back that found too little memory: alone first, then with half of what goes through the model at once."""

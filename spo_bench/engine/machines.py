@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 from spo_bench.engine.free import cores_here, gpu_name
@@ -63,6 +64,7 @@ UNNAMED = "H100"  # what is planned for where no GPU is named and none is here
 # Shares of the data sheet that programs like this one reach: assumptions, until something is measured.
 OPERATIONS = 0.40  # of dense matrix products
 BANDWIDTH = 0.70
+PRODUCTS = 0.60  # of the rate of one large product of matrices, where that was measured
 SCALING = 0.90  # of the speed of each device where several share a stage
 CPU_OPERATIONS = 50e9  # a second and core, in fp32
 FIXED_GPU, FIXED_CPU = 40.0, 0.5  # seconds: a process, its libraries, a CUDA context, the compilation of FlexAttention
@@ -139,6 +141,7 @@ def gpu_machine(name: str) -> Machine:
     return Machine(name, rates, gpu.bandwidth * BANDWIDTH, 1e9, LAYER_GPU, FIXED_GPU, True, gpu.memory)
 
 
+@lru_cache(maxsize=16)
 def this_machine(device: str) -> Machine:
     """Return what a stage gets of the machine this is, as timings know it."""
     if device.startswith("cuda"):

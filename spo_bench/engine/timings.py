@@ -21,7 +21,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from spo_bench.engine.machines import Machine, dtype_of, this_machine
+from spo_bench.engine.machines import PRODUCTS, Machine, dtype_of, this_machine
 from spo_bench.engine.memory import Size, model_of, size_of
 from spo_bench.engine.work import Load, load_of
 from spo_bench.stages.base import Stage
@@ -48,7 +48,7 @@ class Timing(NamedTuple):
         model: its size, as a text; empty without one.
         dtype: in which it computed.
         machine: by name.
-        threads, jobs: it had, and how many stages ran at a time.
+        parts, jobs: threads or GPUs it had, and how many stages ran at a time.
         load: what it had to do.
         seconds: it took.
         basis: measured in a run, or calibrated for a plan.
@@ -58,16 +58,16 @@ class Timing(NamedTuple):
     model: str
     dtype: str
     machine: str
-    threads: int
+    parts: int
     jobs: int
     load: Load
     seconds: float
     basis: Basis
 
 
-def timing_of(stage: Stage, store: Store, machine: str, threads: int, jobs: int, seconds: float, basis: Basis) -> Timing:
+def timing_of(stage: Stage, store: Store, machine: str, parts: int, jobs: int, seconds: float, basis: Basis) -> Timing:
     """Return what there is to keep of a stage that was made."""
-    return Timing(*marks(stage), machine, threads, jobs, load_of(stage, store), seconds, basis)
+    return Timing(*marks(stage), machine, parts, jobs, load_of(stage, store), seconds, basis)
 
 
 def marks(stage: Stage) -> tuple[str, str, str]:
@@ -163,7 +163,7 @@ class Pace:
         for one in self.timings:
             if one.machine != self.machine.name:
                 continue
-            seen = _Seen(self.machine.seconds(one.load, one.dtype, one.threads), one.seconds, one.basis, one.jobs)
+            seen = _Seen(self.machine.seconds(one.load, one.dtype, one.parts), one.seconds, one.basis, one.jobs)
             plain = one.kind.removesuffix("+spo")
             alike = ALIKE.get(plain, plain)
             for kind in {one.kind, plain, alike}:
@@ -173,9 +173,9 @@ class Pace:
 
 
 def with_rates(machine: Machine, timings: Iterable[Timing]) -> Machine:
-    """Return a machine with the rates of its own products of matrices, where they were measured."""
+    """Return a machine whose rates follow from its own products of matrices, where they were measured."""
     rates = {
-        one.dtype: one.load.read / one.seconds / one.threads
+        one.dtype: PRODUCTS * one.load.read / one.seconds / one.parts
         for one in timings
         if (one.kind, one.machine) == ("matmul", machine.name)
     }
