@@ -122,17 +122,23 @@ def main() -> None:
     wanted = parser.parse_args()
     how = ["--jobs", wanted.jobs, "--device", wanted.device, "--offline"]
     trials = []
+
+    def tell(found: dict[str, Any]) -> None:
+        trials.append(found)
+        said = f"{found['basis']}: predicted {found['predicted']:.0f} s, took {found['took']:.0f} s"
+        print(f"{said}, at equal shares {found['ratio_at_equal_shares']:.2f}", file=sys.stderr, flush=True)
+
     for _ in range(wanted.rounds):
         with tempfile.TemporaryDirectory() as name:
             place = Path(name).resolve()
             found, slowed = trial(wanted.spec, place, how, None)
-            trials.append(found)
+            tell(found)
             timings = (place / "store" / FILE).read_bytes()
             shutil.rmtree(place / "store")
             shutil.rmtree(place / "run")
             (place / "store").mkdir()
             (place / "store" / FILE).write_bytes(timings)
-            trials.append(trial(wanted.spec, place, how, slowed)[0])
+            tell(trial(wanted.spec, place, how, slowed)[0])
 
     def text() -> str:
         names = ("basis", "predicted", "took", "ratio", "ratio_at_equal_shares", "planning")

@@ -116,8 +116,8 @@ def show_plan(
     counts = Counter(state for state, _ in standing.values())
     console.print(f"{len(every)} stages in all: " + ", ".join(f"{counts[name]} {name}" for name in STYLES), markup=False)
     peaks: dict[str, float] = {}
-    for stage in missing:
-        peaks[stage.kind] = max(peaks.get(stage.kind, 0.0), estimate(stage, artifacts).most)
+    for one in cost.stages:
+        peaks[one.stage.kind] = max(peaks.get(one.stage.kind, 0.0), one.memory)
     if peaks and not elsewhere:
         shown = ", ".join(f"{kind} {_gib(need)}" for kind, need in sorted(peaks.items(), key=lambda item: -item[1]))
         device_too = f", {_gib(free.device)} GiB on the device" if free.device < float("inf") else ""

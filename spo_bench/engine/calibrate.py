@@ -11,7 +11,7 @@ from typing import Any
 from spo_bench.engine.free import cores_here
 from spo_bench.engine.local import Engine, Watcher
 from spo_bench.engine.machines import this_machine
-from spo_bench.engine.timings import Timing, keep, kept
+from spo_bench.engine.timings import START, Timing, keep, kept
 from spo_bench.engine.work import Load
 from spo_bench.errors import StageError
 from spo_bench.matrix.axes import DataAxes
@@ -60,7 +60,7 @@ def calibrate(
                 _round(engine, one, max(2 * FEW, min(MOST_STEPS, int(FEW * SECONDS / taken))), place)
             found += [one._replace(basis="calibrated") for one in kept(trial.root)[warm:]]
     machine = this_machine(device).name
-    found += [Timing("start", "", "float32", machine, 1, jobs, Load(), seconds, "calibrated") for seconds in starts]
+    found += [Timing(START, "", "float32", machine, 1, jobs, Load(), seconds, "calibrated") for seconds in starts]
     found += [matmul(device, dtype) for dtype in sorted({one.dtype for one in found})]
     store.root.mkdir(parents=True, exist_ok=True)
     keep(store, found)

@@ -17,7 +17,7 @@ from spo_bench.engine.schedule import Schedule
 from spo_bench.engine.shares import asks_endpoint, shares
 from spo_bench.engine.simulate import Played
 from spo_bench.engine.space import Space, space
-from spo_bench.engine.timings import Basis, Pace, kept, merged, report_of, with_rates
+from spo_bench.engine.timings import START, Basis, Pace, kept, merged, report_of, with_rates
 from spo_bench.engine.work import Load
 from spo_bench.matrix.cells import Cell
 from spo_bench.matrix.spec import Spec
@@ -25,11 +25,11 @@ from spo_bench.stages.base import Stage, plain_data
 from spo_bench.store.artifacts import Store
 
 GPU_COUNTS = (8, 64, 512)
-MOST = 5000  # stages whose run on this machine is played through unasked
+MOST = 5000  # stages whose run is played through; of more, a bound is given
 # Kinds of stages that a cell's devices share; a reward model or a judge has one.
 SHARED = ("train", "sft", "generate", "score", "reference", "mismatched", "explored")
 COMMAND = 2.0  # seconds of Python's start and the matrix's expansion
-START = 6.0  # seconds until workers have loaded torch and what all stages need
+BEGIN = 6.0  # seconds until workers have loaded torch and what all stages need
 
 
 @dataclass(frozen=True)
@@ -181,8 +181,11 @@ def forecast(
     most = max((one.devices for one in costs.values()), default=0)
     if elsewhere:
         enough = [count for count in counts or GPU_COUNTS if count >= most]
-        runs = [simulate.on_devices(missing, count, lambda one: costs[one.key].devices, seconds_of) for count in enough]
-    elif len(missing) <= MOST:
+        how = simulate.bound if len(missing) > MOST else simulate.on_devices
+        runs = [how(missing, count, lambda one: costs[one.key].devices, seconds_of) for count in enough]
+    elif len(missing) > MOST:
+        runs = [simulate.bound(missing, jobs, lambda _: 1, seconds_of)]
+    else:
         idle = Need(CUDA_PROCESS, PROCESS) if on_gpu else Need(PROCESS)
 
         def schedule() -> Schedule:
@@ -191,8 +194,8 @@ def forecast(
 
         runs = [simulate.local(missing, schedule, jobs, seconds_of)]
     report, _ = pace.of_load(("report", "", "float32"), report_of(len(cells)), 1)
-    started, seen = pace.of_load(("start", "", "float32"), Load(), 1)
-    around = COMMAND + (START if seen == "assumed" else started) + report
+    started, seen = pace.of_load((START, "", "float32"), Load(), 1)
+    around = COMMAND + (BEGIN if seen == "assumed" else started) + report
     notes = [f"{name} is not here: a run fetches it" for name in absent(missing)] + _assumed_lengths(missing, store)
     for kind, one in crowded.items():
         held = f"{one.memory / GIB:.1f} GiB of a GPU, and {machine.name} has {(machine.memory or 0) / GIB:.1f}"
@@ -209,6 +212,8 @@ def forecast(
         )
     if short := [count for count in counts if count < most]:
         notes.append(f"{', '.join(map(str, short))} GPUs are too few: a stage takes {most}")
+    if len(missing) > MOST:
+        notes.append(f"more than {MOST:,} stages are not played through: wall times are the most they would take")
     if "assumed" in {one.basis for one in costs.values()}:
         notes.append(_assumed_speed(machine.name, elsewhere or on_gpu, given))
     return Forecast(

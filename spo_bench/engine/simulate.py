@@ -72,6 +72,16 @@ def on_devices(stages: Sequence[Stage], devices: int, takes: Callable[[Stage], i
     return Played(play(everything, seconds), path, longest, busy, devices)
 
 
+def bound(stages: Sequence[Stage], devices: int, takes: Callable[[Stage], int], seconds: Seconds) -> Played:
+    """Return a run as ``on_devices`` does, by a bound that no list scheduling exceeds where every stage takes one device: the
+    work over the devices, and the longest chain (Graham 1969); judges behind an endpoint are asked after all that.
+    """
+    path, longest = critical_path(stages, seconds)
+    busy = sum(seconds(stage) * takes(stage) for stage in stages)
+    asking = sum(seconds(stage) for stage in stages if asks_endpoint(stage))
+    return Played(busy / devices + longest + asking, path, longest, busy, devices)
+
+
 def critical_path(stages: Sequence[Stage], seconds: Seconds) -> tuple[list[Stage], float]:
     """Return the longest chain of stages that wait for one another, and its seconds.
 

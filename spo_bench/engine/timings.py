@@ -19,7 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from spo_bench.engine.machines import PRODUCTS, Machine, dtype_of, this_machine
 from spo_bench.engine.memory import Size, model_of, size_of
@@ -28,6 +28,7 @@ from spo_bench.stages.base import Stage
 from spo_bench.store.artifacts import Store
 
 FILE = "timings.jsonl"
+START = "start"  # what a run's first stage waits for: worker processes, and the libraries that all stages need
 TAIL = 2 * 2**20  # bytes of it that are read: the last ten thousand stages
 CELL = 200  # texts that a cell counts for in the report: its samples, its lines, its part of tables and figures
 APART = 1.5  # the largest load over the smallest, from which on a line is fitted
@@ -83,8 +84,12 @@ def _named(size: Size) -> str:
 
 
 def keep(store: Store, timings: Iterable[Timing]) -> None:
-    """Append timings to the store; a store that takes no such lines does without."""
-    lines = [json.dumps({**one._asdict(), "load": list(one.load)}) + "\n" for one in timings]
+    """Append timings to the store; a store that takes no such lines does without.
+
+    A stage that has nothing to do is passed over: as a rule it is a process's first, and waited for the libraries.
+    """
+    worth = [one for one in timings if any(one.load) or one.kind == START]
+    lines = [json.dumps({**one._asdict(), "load": list(one.load)}) + "\n" for one in worth]
     with suppress(OSError):
         handle = os.open(store.root / FILE, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
@@ -222,8 +227,3 @@ def merged(bases: Iterable[Basis]) -> str:
     """Return what several times rest on, as "measured", or "measured and assumed"."""
     found = set(bases)
     return " and ".join(name for name in ("measured", "calibrated", "assumed") if name in found)
-
-
-def record(timing: Timing) -> dict[str, Any]:
-    """Return a timing as JSON values."""
-    return {**timing._asdict(), "load": timing.load._asdict()}

@@ -8,12 +8,12 @@ percent or two.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from math import ceil, comb
 from typing import Any, NamedTuple
 
 from spo_bench.engine.lengths import copies_a_pair, lengths_of, more_of_copies
-from spo_bench.engine.memory import BYTES, FORWARD_TOKENS, TRAINING, Size, count_rows, model_of, size_of, trained_parameters
+from spo_bench.engine.memory import BYTES, FORWARD_TOKENS, Size, count_rows, model_of, size_of, trained_parameters
 from spo_bench.engine.shares import asks_endpoint
 from spo_bench.models.numerics import cache_shape
 from spo_bench.stages.base import Stage, plain_data
@@ -297,13 +297,3 @@ class _Counted:
         if "reward_model" in self.stage.inputs:
             return self._reading(2 * rows, self.lengths.prompt + self.lengths.chosen, head=False)
         return Load(rows=rows)
-
-
-def trains(stage: Stage) -> bool:
-    """Say whether a stage trains weights."""
-    return stage.kind in TRAINING
-
-
-def total(loads: Sequence[Load]) -> Load:
-    """Return the sum of loads."""
-    return sum(loads, NOTHING)
