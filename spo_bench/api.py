@@ -27,6 +27,7 @@ from spo_bench.engine.crew import Crew
 from spo_bench.engine.engine import Engine, Watcher, unique_in_order
 from spo_bench.engine.hire import check_memory, choose_device, hire, planned_device
 from spo_bench.engine.preflight import Ahead, check
+from spo_bench.engine.timings import note_report
 from spo_bench.errors import InputError, Interrupted, disk_full, is_disk_full
 from spo_bench.files import read_json, read_jsonl, write_jsonl
 from spo_bench.garbage import few_collections
@@ -86,21 +87,22 @@ def cells_of(
     tasks_dirs: Sequence[str] = (),
     purse: str = "",
     here: bool = True,
+    assume: bool = False,
 ) -> list[Cell]:
     """Return the cells of a spec as they would run, here or on other machines; what a judge costs counts together under the name
-    ``purse``.
+    ``purse``. With ``assume``, hub models and data that are not here stand by their names, and nothing is fetched.
 
     Raises:
         InputError: a device, models or data that are not there, or settings that cannot go together; all of them.
     """
-    if offline:  # before anything imports a hub client, which reads these once
+    if offline or assume:  # before anything imports a hub client, which reads these once
         os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
     problems, cells = Problems(), list[Cell]()
     with problems.noted():
         if here:
             choose_device(device)
     with problems.noted():
-        cells = expand(spec, Place(planned_device(device), HashCache(store), offline, tuple(tasks_dirs), purse))
+        cells = expand(spec, Place(planned_device(device), HashCache(store), offline or assume, tuple(tasks_dirs), purse, assume))
     problems.raise_any()
     return cells
 
@@ -305,7 +307,9 @@ def _finish(
     spent = asdict(spent_from(store.root / FILE, record["purse"]))
     judging = {"judge_audits": judge_audits(cells, store), "judge_unaudited": unaudited, "judge_spent": spent}
     write_record(target, {**record, "audits": found, **judging, "files": {"cells.jsonl": entry(target / "cells.jsonl")}})
+    begun = time.perf_counter()
     write_report(target)
+    note_report(store, len(cells), time.perf_counter() - begun)
     return Finished(target, len(cells), len(cells) - len(failed), failed_all, made, finished - started)
 
 

@@ -15,6 +15,7 @@ from spo_bench.garbage import few_collections
 
 if TYPE_CHECKING:
     from spo_bench.engine.crew import Crew
+    from spo_bench.matrix.cells import Cell
     from spo_bench.matrix.judge_cost import JudgeCost
     from spo_bench.matrix.plan import StageState
     from spo_bench.matrix.why import Why
@@ -34,12 +35,21 @@ def show_plan(
     as_json: bool,
     how: str = "",
     why: bool = False,
+    gpu: str | None = None,
+    gpus: Sequence[int] = (),
+    measure: bool = False,
 ) -> None:
-    """Print the state of every stage of every cell, what they take of memory, what a judge behind an endpoint would cost, and for
-    what a run by such a crew would be refused; ``how`` it would run them; and in full ``why`` what is left to make is.
+    """Print the state of every stage of every cell, what they take of memory, time and disk, what a judge behind an endpoint
+    would cost, and for what a run by such a crew would be refused; ``how`` it would run them; and in full ``why`` what is left to
+    make is. With a ``gpu`` of the table or numbers of ``gpus`` the plan is of a run there, not on this machine, and with
+    ``measure`` times rest on small stages that are run for it.
     """
     from spo_bench import api
+    from spo_bench.cli.cost import show_cost
+    from spo_bench.engine.calibrate import calibrate
     from spo_bench.engine.engine import Engine, Watcher, unique_in_order
+    from spo_bench.engine.estimate import absent, forecast
+    from spo_bench.engine.free import free_memory
     from spo_bench.engine.memory import estimate
     from spo_bench.engine.preflight import Ahead, Found, look
     from spo_bench.matrix.judge_cost import judge_plan
@@ -48,15 +58,19 @@ def show_plan(
     from spo_bench.store.artifacts import Listing
 
     artifacts = Listing(store or api.default_store())
-    folders_given = [str(folder) for folder in folders or []]
-    cells = api.cells_of(spec, artifacts.root, crew.device, offline, folders_given, here=crew.here)
+    elsewhere = gpu is not None or bool(gpus)
+    planned = "cuda" if elsewhere else crew.device
+    places = [str(folder) for folder in folders or []]
+    if measure:
+        calibrate(spec, artifacts, crew.device, crew.jobs, offline, places)
+    cells = api.cells_of(spec, artifacts.root, planned, offline, places, here=crew.here and not elsewhere, assume=True)
     earlier = earlier_keys(out)
     states = stage_states(cells, artifacts, earlier, closely=why)
     judging = judge_plan(spec.judge, [state.stage for state in states], artifacts, api.purse_of(out))
     asked = judging.stages if judging else {}
     every = unique_in_order([state.stage for state in states])
     room = crew.room()
-    free = room[1]
+    free = free_memory(planned) if elsewhere else room[1]
     known = {state.stage.key: (state.state, state.why) for state in states}
     standing = {stage.key: known.get(stage.key) or stage_state(stage, artifacts, closely=why) for stage in every}
     missing = [stage for stage in every if standing[stage.key][0] != "done"]
@@ -65,7 +79,11 @@ def show_plan(
         waiting = {stage.key: standing[stage.key][1] for stage in missing}
         reasons = Reasons(artifacts, out, earlier, {cell.id: cell.stages for cell in cells}, every, waiting).all()
     ahead = Ahead(spec, cells, missing, artifacts, out, room, crew.together)
-    found = look(ahead) if missing else Found()
+    found = look(ahead) if missing and not elsewhere else Found()
+    cost = forecast(spec, cells, missing, every, artifacts, planned, crew.jobs, gpu, gpus)
+    taken = {one.stage.key: {"seconds": one.seconds, "devices": one.devices, "basis": one.basis} for one in cost.stages}
+    if offline and (lacking := absent(missing)):
+        found.warnings.append(f"a run with --offline would be refused, since not here: {', '.join(lacking)}")
     if as_json:
         needs = {stage.key: round(estimate(stage, artifacts).most) for stage in every}
         print_json(
@@ -76,7 +94,7 @@ def show_plan(
                 "cells": [cell.id for cell in cells],
                 "stages": [
                     {"cell": s.cell, "stage": s.name, "kind": s.stage.kind, "key": s.stage.key, "state": s.state, "why": s.why}
-                    | {"memory": needs[s.stage.key]}
+                    | {"memory": needs[s.stage.key], **taken.get(s.stage.key, {})}
                     | ({"judge": asdict(asked[s.stage.key])} if s.stage.key in asked else {})
                     for s in states
                 ],
@@ -85,6 +103,7 @@ def show_plan(
                     "device": round(free.device) if free.device < float("inf") else None,
                 },
                 "judge": judging.record() if judging else None,
+                "cost": cost.record(),
                 **({"why": _records(reasons, states, standing)} if why else {}),
                 "refused": [{"given": one.given, "rule": one.rule, "remedy": one.remedy} for one in found.problems.found],
                 "warnings": found.warnings,
@@ -93,13 +112,14 @@ def show_plan(
         return
     console = Terminal()
     title = f"{spec.name}: {len(cells)} cells"
-    console.print(_listed(title, states, asked) if len(states) <= MOST_LINES else _counted(title, states))
+    one_by_one = len(states) <= MOST_LINES and not elsewhere
+    console.print(_listed(title, states, asked) if one_by_one else _counted(title, states))
     counts = Counter(state for state, _ in standing.values())
     console.print(f"{len(every)} stages in all: " + ", ".join(f"{counts[name]} {name}" for name in STYLES), markup=False)
     peaks: dict[str, float] = {}
-    for stage in missing:
-        peaks[stage.kind] = max(peaks.get(stage.kind, 0.0), estimate(stage, artifacts).most)
-    if peaks:
+    for one in cost.stages:
+        peaks[one.stage.kind] = max(peaks.get(one.stage.kind, 0.0), one.memory)
+    if peaks and not elsewhere:
         shown = ", ".join(f"{kind} {_gib(need)}" for kind, need in sorted(peaks.items(), key=lambda item: -item[1]))
         device_too = f", {_gib(free.device)} GiB on the device" if free.device < float("inf") else ""
         there = f"; free now: {_gib(free.host)} GiB{device_too}" if free.host < float("inf") else ""
@@ -114,6 +134,7 @@ def show_plan(
         console.print(
             f"judge {spec.judge.model}: {judging.total}; a request that fails is repeated", markup=False, soft_wrap=True
         )
+    show_cost(console, cost, _named(cells, states), str(judging.total) if judging else "")
     for warning in [*(judging.warnings if judging else ()), *found.warnings]:
         console.print(f"warning: {warning}", markup=False, soft_wrap=True)
     if (problem := found.problems.together()) is not None:
@@ -155,6 +176,22 @@ def _cells(states: Sequence[StageState]) -> Mapping[str, list[str]]:
     for state in states:
         found[state.stage.key].append(state.cell)
     return found
+
+
+def _named(cells: Sequence[Cell], states: Sequence[StageState]) -> Mapping[str, str]:
+    """Return what a stage is called among all others: its name, and the cell where only one has it."""
+    models = {one.model for one in cells}
+    labels = {}
+    for one in cells:
+        axes = [f"{key}={value}" for key, value in one.axes.items()]
+        spo = [one.spo.label()] if one.spo is not None else []
+        model = [one.model] if len(models) > 1 else []
+        labels[one.id] = " ".join([*model, one.task, one.method, *spo, *axes, f"seed {one.seed}"])
+    of = _cells(states)
+    return {
+        one.stage.key: one.name if len(set(of[one.stage.key])) > 1 else f"{one.name} ({labels[one.cell]})"
+        for one in reversed(states)
+    }
 
 
 def _listed(title: str, states: Sequence[StageState], asked: Mapping[str, JudgeCost]) -> Table:

@@ -33,6 +33,16 @@ if TYPE_CHECKING:
     from spo_bench.matrix.cells import Cell
     from spo_bench.stages.base import Stage
 
+COST = "What it would cost"
+Jobs = Annotated[
+    str,
+    typer.Option(
+        "--jobs",
+        metavar="N",
+        help="Stages at a time, where memory allows; auto: as many as have cores enough.",
+        rich_help_panel=WHERE,
+    ),
+]
 __all__ = ["NARROW", "register"]
 
 
@@ -76,15 +86,7 @@ def run(
             rich_help_panel=WHERE,
         ),
     ] = None,
-    jobs: Annotated[
-        str,
-        typer.Option(
-            "--jobs",
-            metavar="N",
-            help="Stages at a time on one machine, where memory allows; auto: as many as have cores enough.",
-            rich_help_panel=WHERE,
-        ),
-    ] = "auto",
+    jobs: Jobs = "auto",
     memory: Annotated[
         float | None,
         typer.Option(
@@ -191,6 +193,23 @@ def plan(
     model: Models = None,
     seed: Seeds = None,
     tasks: TaskDirs = None,
+    jobs: Jobs = "auto",
+    gpus: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--gpus", metavar="N[,N...]", help="Play the run through on so many GPUs, for example 8,64,512.", rich_help_panel=COST
+        ),
+    ] = None,
+    gpu: Annotated[
+        str | None,
+        typer.Option("--gpu", metavar="NAME", help="Which GPU: A100-80GB, H100, H200, L40S, …", rich_help_panel=COST),
+    ] = None,
+    measure: Annotated[
+        bool,
+        typer.Option(
+            "--measure", help="First run small stages of the spec's own models here, to know times.", rich_help_panel=COST
+        ),
+    ] = False,
     why: Annotated[
         bool,
         typer.Option(
@@ -199,15 +218,24 @@ def plan(
     ] = False,
     json: Json = False,
 ) -> None:
-    """Show what would run: every cell, the state and reason of every stage, what a judge behind an endpoint would cost, and for
-    what a run would be refused.
-    """
-    from spo_bench.engine.hire import hire
+    """Show what would run: every cell, the state and reason of every stage, what it takes of time, memory and disk, what a judge
+    behind an endpoint would cost, and for what a run would be refused.
 
+    Nothing is fetched: hub models and data that are not here are planned by what is known of them. With --gpu or --gpus the plan
+    is of a run on such GPUs in place of this machine.
+    """
+    from spo_bench.cli.cost import counts
+    from spo_bench.engine.estimate import GPU_COUNTS
+    from spo_bench.engine.hire import hire
+    from spo_bench.engine.machines import choose_gpu
+
+    numbers = counts(gpus or ())
+    if gpu is not None:
+        gpu, numbers = choose_gpu(gpu, device)[0], numbers or list(GPU_COUNTS)
     spec = _load(matrix, method, task, model, seed, tasks)
     target = out or Path("results") / spec.name
-    with hire("local", spec, target, device) as crew:
-        show_plan(spec, target, store, crew, offline, tasks, json, why=why)
+    with hire("local", spec, target, device, jobs) as crew:
+        show_plan(spec, target, store, crew, offline, tasks, json, why=why, gpu=gpu, gpus=numbers, measure=measure)
 
 
 def _load(matrix: str | None, methods: Any, tasks: Any, models: Any, seeds: Any, folders: Sequence[Path] | None) -> Any:

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import suppress
 from functools import partial
 from types import TracebackType
 from typing import Self
@@ -15,9 +16,11 @@ from spo_bench.engine.attempt import Ended
 from spo_bench.engine.crew import LAG, Crew, Lost, Order
 from spo_bench.engine.free import INFINITE, NOTHING, Need, free_memory
 from spo_bench.engine.local import local
+from spo_bench.engine.machines import this_machine
 from spo_bench.engine.memory import CUDA_PROCESS, PROCESS, estimate
 from spo_bench.engine.schedule import Schedule
 from spo_bench.engine.shares import Share, shares
+from spo_bench.engine.timings import keep, timing_of
 from spo_bench.errors import InputError, Interrupted
 from spo_bench.stages.base import Stage, smaller
 from spo_bench.stages.registry import How
@@ -100,6 +103,7 @@ class Engine:
         self._moves: dict[str, int] = {}
         self._damaged: dict[str, str] = {}  # keys of artifacts that were found damaged in this pass -> why
         self._remade: set[str] = set()
+        self._resumed: set[str] = set()
 
     def __enter__(self) -> Self:
         return self
@@ -179,6 +183,8 @@ class Engine:
                 self.watcher.failed(stage, f"{before} (in an earlier run; --retry-failed tries again)")
             else:
                 missing.append(stage)
+                if self.store.checkpoint(stage.kind, stage.key).is_dir():
+                    self._resumed.add(stage.key)
         return missing
 
     def _schedule(self, stages: Sequence[Stage], missing: Sequence[Stage]) -> Schedule:
@@ -251,6 +257,7 @@ class Engine:
         if ended.how == "made":
             schedule.finish(stage)
             self.watcher.finished(stage, ended.seconds)
+            self._time(stage, schedule.share(stage).threads, ended.seconds)
         elif ended.how == "busy":
             schedule.postpone(stage, PATIENCE)
         elif ended.how == "memory" and self._may_need_less(schedule, stage):
@@ -266,6 +273,14 @@ class Engine:
             for other in schedule.fail(stage):
                 self._failures[other.key] = ended.reason
                 self.watcher.skipped(other)
+
+    def _time(self, stage: Stage, threads: int, seconds: float) -> None:
+        """Keep what a stage took on this machine, for plans; one that went on says nothing of a whole one."""
+        device = stage.local.get("device", "cpu")
+        if self.crew.here and stage.key not in self._resumed:
+            machine, parts = this_machine(device).name, threads if device == "cpu" else 1
+            with suppress(OSError, ValueError, KeyError):  # a plan's times are worth no run
+                keep(self.store, [timing_of(stage, self.store, machine, parts, self.crew.jobs, seconds, "measured")])
 
     def _may_need_less(self, schedule: Schedule, stage: Stage) -> bool:
         """Put a stage back that found too little memory: alone first, then with half of what goes through the model at once."""

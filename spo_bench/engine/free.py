@@ -131,11 +131,25 @@ def on_gpu(device: str, what: str) -> float:
 
     The tool counts all GPUs, torch only those that ``CUDA_VISIBLE_DEVICES`` names, by number or UUID.
     """
+    try:
+        return float((_asked(device, what) or "").split()[0]) * 2**20
+    except (ValueError, IndexError):
+        return INFINITE
+
+
+def _asked(device: str, what: str) -> str | None:
+    """Return what the driver's own tool says of "cuda[:i]"; None where it says nothing."""
     command = ["nvidia-smi", f"--query-gpu={what}", "--format=csv,noheader,nounits", "-i", driver_name(device)]
     try:
-        return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0]) * 2**20  # noqa: S603 - words of ours  # nosec B603
-    except (OSError, subprocess.CalledProcessError, ValueError, IndexError):
-        return INFINITE
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()  # noqa: S603 - words of ours  # nosec B603
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+@lru_cache(maxsize=16)
+def gpu_name(device: str) -> str:
+    """Return the name that the driver gives "cuda[:i]"; empty where it cannot say."""
+    return _asked(device, "name") or ""
 
 
 @lru_cache(maxsize=16)
@@ -151,6 +165,11 @@ def driver_name(device: str) -> str:
     return visible[place] if place < len(visible) else str(place)
 
 
+def cores_here() -> int:
+    """Return how many cores this process may use: less than the machine has in a container or under taskset."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def oom_kills() -> int:
     """Return how many processes the system has killed for want of memory: of this machine, or where only that is seen, of this
     control group. It tells a worker that was killed for memory from one that was killed for another reason.
@@ -163,8 +182,3 @@ def oom_kills() -> int:
             continue
         found += next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
     return found
-
-
-def cores_here() -> int:
-    """Return how many cores this process may use: less than the machine has in a container or under taskset."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -45,6 +45,7 @@ ROW, COPIES = 12 * 2**10, 5 * 2**10
 BYTES = {"float32": 4, "bfloat16": 2}
 TRAINED = 16  # bytes a trained parameter: value, gradient, two moments
 TRAINING = ("train", "sft", "reward_model")
+TIED = ("gpt2", "gemma", "gemma2", "gemma3", "gemma3_text", "opt", "bloom")  # whose embeddings are the head unless said otherwise
 ROWWISE = ("train", "sft", "reward_model", "reference", "mismatched", "explored", "score")  # these never split a row
 FORWARD_TOKENS = 4096  # of stages whose config has no budget: reward models and judges
 READ = 64 * 2**20  # bytes of rows that are looked through for the longest one; more take too long before a start
@@ -52,22 +53,32 @@ READ = 64 * 2**20  # bytes of rows that are looked through for the longest one; 
 
 @dataclass(frozen=True)
 class Size:
-    """What of a model decides its memory: its parameters, its layers, and a layer's widths (hidden, feed-forward, keys)."""
+    """What of a model decides its memory and its arithmetic.
+
+    Attributes:
+        parameters, layers: how many it has.
+        width, inner, keys: of a layer: hidden, feed-forward, keys.
+        head: parameters of the head over the vocabulary; 0 where it has none, or the config does not say.
+        looked_up: parameters that are looked up and multiply nothing: embeddings that are not the head too.
+    """
 
     parameters: int
     layers: int
     width: int
     inner: int
     keys: int
+    head: int = 0
+    looked_up: int = 0
 
 
-def estimate(stage: Stage, store: Store | None = None, least: bool = False) -> Need:
+def estimate(stage: Stage, store: Store | None = None, least: bool = False, devices: int = 1) -> Need:
     """Return the peak memory of a stage, roughly.
 
     Args:
         stage: any.
         store: where its inputs are looked at as far as they are there; None: only its settings are known.
         least: what it takes however little goes through the model at once, in place of the peak.
+        devices: how many share its weights, gradients and moments; the peak is that of each.
     """
     kept = ROW + (COPIES if stage.kind == "copies" or "copies" in stage.inputs else 0)
     rows = 0 if least else kept * sum(count_rows(data, store) for data in _data_of(stage))
@@ -75,14 +86,14 @@ def estimate(stage: Stage, store: Store | None = None, least: bool = False) -> N
     if "numerics" not in stage.config or model is None:
         return Need(PROCESS + rows)
     numerics = stage.config["numerics"]
-    weights, rest = _on_device(stage, size_of(model), store, least)
+    weights, rest = _on_device(stage, size_of(model), store, least, devices)
     if numerics["device"] == "cpu":
         return Need(PROCESS + rows + weights + rest)
     # On their way to the device, weights lie in this machine's memory once.
     return Need(CUDA_PROCESS + rows + weights, PROCESS + weights + rest)
 
 
-def _on_device(stage: Stage, size: Size, store: Store | None, least: bool) -> tuple[float, float]:
+def _on_device(stage: Stage, size: Size, store: Store | None, least: bool, devices: int) -> tuple[float, float]:
     """Return the bytes a stage's weights take where it computes, and all else there: gradients, moments, activations, caches."""
     config, numerics = stage.config, stage.config["numerics"]
     held, computed = BYTES[numerics["held"]], BYTES[numerics["dtype"]]
@@ -90,8 +101,8 @@ def _on_device(stage: Stage, size: Size, store: Store | None, least: bool) -> tu
     settings = config.get("settings", config)
     tokens = _shortest_pass(stage, settings, store) if least else _longest_pass(stage, settings, store)
     logits = 0 if least else LOGITS
-    weights = float(size.parameters * held)
-    copy = size.parameters * computed if computed < held else 0  # autocast keeps one in the compute type
+    weights = size.parameters * held / devices
+    copy = size.parameters * computed / devices if computed < held else 0  # autocast keeps one in the compute type
     if stage.kind not in TRAINING:
         cache = _cache(size, computed, _data_length(stage), settings) if stage.kind == "generate" and not least else 0
         rest = logits + copy + tokens * number + cache
@@ -100,9 +111,9 @@ def _on_device(stage: Stage, size: Size, store: Store | None, least: bool) -> tu
             rest = max(rest, whole - weights if whole < INFINITE else 0)
         return weights, rest
     trained = trained_parameters(stage)
-    learning: float = trained * TRAINED - (0 if config.get("lora") else weights)
+    learning = trained * TRAINED / devices - (0 if config.get("lora") else weights)
     if follows(stage):
-        learning += trained * held
+        learning += trained * held / devices
     ranking = [size_of(stage.inputs[name]) for name in ("reward_model", "judge_model") if name in stage.inputs]
     learning += sum(one.parameters * BYTES["float32"] for one in ranking)
     kept = 1 if config["gradient_checkpointing"] else size.layers
@@ -263,6 +274,8 @@ def size_of(stage: Stage) -> Size:
     if stage.kind == "model":
         if "embedded" in stage.config:
             return _embedded()
+        if "assumed" in stage.local:
+            return _from_config(stage.local["config"], None)
         directory = str(stage.local.get("directory") or stage.local["base"])
         try:
             changed = os.stat(f"{directory}/config.json").st_mtime_ns
@@ -316,11 +329,15 @@ def _from_config(config: Mapping[str, Any], directory: Path | None) -> Size:
     inner = first("intermediate_size", "n_inner", "ffn_dim", "d_ff", default=4 * width)
     heads = first("num_attention_heads", "n_head", default=1)
     keys = first("num_key_value_heads", default=heads) * first("head_dim", default=width // heads)
+    words, tied = first("vocab_size") * width, bool(config.get("tie_word_embeddings", config.get("model_type") in TIED))
     if directory is None:
-        parameters = layers * (2 * width * width + 2 * width * keys + 3 * width * inner) + first("vocab_size") * width
+        queries = heads * first("head_dim", default=width // heads)
+        matrices = layers * (2 * width * queries + 2 * width * keys + 3 * width * inner)
+        parameters = first("parameters", default=matrices + words * (1 if tied else 2))
     else:
         parameters = sum(_count(path) for path in directory.glob("*.safetensors")) or _by_bytes(directory)
-    return Size(parameters, layers, width, inner, keys)
+    head = int(config.get("head_parameters", words))
+    return Size(parameters, layers, width, inner, keys, head, 0 if tied and head else words)
 
 
 def _by_bytes(directory: Path) -> int:

@@ -11,7 +11,7 @@ from spo_bench.errors import InputError
 from spo_bench.matrix import sources
 from spo_bench.matrix.axes import NONE, Point
 from spo_bench.matrix.checks import check_size, check_together
-from spo_bench.matrix.evaluation import Evaluation, Place, on_disk, task_local
+from spo_bench.matrix.evaluation import Evaluation, Place, read_only, stand_in, task_local
 from spo_bench.matrix.identity import additions_identity, method_identity, slug, task_identity
 from spo_bench.matrix.kept import kept
 from spo_bench.matrix.spec import MethodSpec, ModelSpec, Spec, TaskSpec, TrainSpec
@@ -72,10 +72,11 @@ def expand(spec: Spec, place: Place) -> list[Cell]:
     for label, task in listed.items():
         with problems.noted():
             tasks[label] = get_task(task.name, task.data, place.tasks_dirs)
-            identities[label] = task_identity(tasks[label])
+            identities[label] = task_identity(tasks[label], place.assume)
     for source in sources.named_in(spec):
         with problems.noted():
-            source.look(place.offline)
+            if not place.assume or source.assumed() is None:
+                source.look(place.offline)
     for method, point in product(spec.methods, spec.data_axes.points()):
         with problems.noted():
             check_together(spec, method, point)
@@ -181,7 +182,10 @@ class ModelPlan:
                 Stage("tokenizer", version("tokenizer"), {"embedded": digest(read), "seed": SHARED_SEED}),
                 Stage("model", version("model"), {"embedded": digest(identity), "seed": SHARED_SEED}),
             )
-        directory = sources.start(self.spec, self.model).fetch(self.place.offline)
+        source = sources.start(self.spec, self.model)
+        if (model := stand_in(source, self.place)) is not None:
+            return Stage("tokenizer", version("tokenizer"), model.config, local=model.local), model
+        directory = source.fetch(self.place.offline)
         words = tokenizer_identity(directory, self.place.hashes)
         tokenizer = Stage("tokenizer", version("tokenizer"), words, local={"directory": str(directory)})
         weights = weights_identity(directory, self.place.hashes)
@@ -364,7 +368,7 @@ class ModelPlan:
     @kept
     def _others(self, task: TaskSpec, name: str) -> Stage:
         """Return another model's answers to the training prompts, in its own tokens and by its own template."""
-        model = on_disk(sources.language_model(name).fetch(self.place.offline), self.place)
+        model = read_only(sources.language_model(name), self.place)
         own = self.data[task.label]
         data = Stage("data", own.version, own.config, {"model": model}, {**own.local, "trust_remote_code": False})
         stage = self._generate(data, model, SHARED_SEED, "train")

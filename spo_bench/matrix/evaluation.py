@@ -12,12 +12,13 @@ from spo_bench.judging.api import ApiJudge
 from spo_bench.judging.capabilities import place as place_of
 from spo_bench.judging.prompt import check_template
 from spo_bench.judging.reading import PARSER
-from spo_bench.judging.settings import longest
+from spo_bench.judging.settings import LONGEST, longest
 from spo_bench.judging.store import FILE
 from spo_bench.matrix import sources
 from spo_bench.matrix.identity import judge_of, method_identity, metric_content, metric_label, reward_label
 from spo_bench.matrix.kept import kept
 from spo_bench.matrix.sections import JudgeSpec
+from spo_bench.matrix.sources import Source
 from spo_bench.matrix.spec import MethodSpec, Spec, TaskSpec
 from spo_bench.models.source import model_identity
 from spo_bench.stages.base import Stage
@@ -39,6 +40,8 @@ class Place:
         offline: never ask a hub.
         tasks_dirs: further folders of task plugins.
         purse: the name under which this run's spending on a judge counts together.
+        assume: whether hub models and data that are not here stand in a plan by their names; keys made of such stages are those
+            of no run.
     """
 
     device: str
@@ -46,11 +49,28 @@ class Place:
     offline: bool = False
     tasks_dirs: tuple[str, ...] = ()
     purse: str = ""
+    assume: bool = False
 
 
-def on_disk(directory: Path, place: Place) -> Stage:
+def read_only(source: Source, place: Place) -> Stage:
     """Return the stage of a model that is only read: weights and tokenizer are both what it is."""
+    if (stage := stand_in(source, place)) is not None:
+        return stage
+    directory = source.fetch(place.offline)
     return Stage("model", version("model"), model_identity(directory, place.hashes), local={"directory": str(directory)})
+
+
+def stand_in(source: Source, place: Place, kind: str = "model") -> Stage | None:
+    """Return the stage by which a plan knows a hub model that is not here; None where it is, or nothing may be assumed.
+
+    Raises:
+        InputError: nothing is known of it.
+    """
+    config = source.assumed() if place.assume else None
+    if config is None:
+        return None
+    named = {"assumed": source.name, "revision": source.revision}
+    return Stage(kind, version(kind), named, local={"assumed": source.name, "config": config})
 
 
 def task_local(task: TaskSpec, place: Place) -> dict[str, Any]:
@@ -129,7 +149,7 @@ class Evaluation:
     def reward_model(self, task: TaskSpec, name: str) -> Stage:
         """Return a reward model: on disk, or trained on the task's held-out pairs."""
         if name != "trained":
-            return on_disk(sources.reward_model(name).fetch(self.place.offline), self.place)
+            return read_only(sources.reward_model(name), self.place)
         wanted = self.spec.reward_training
         settings = {**self.settings, **wanted.model_dump(mode="json")}
         config = {
@@ -230,12 +250,16 @@ class Evaluation:
             settings, local["judge"] = endpoint_settings(wanted, template, self.place.purse)
             ApiJudge(**settings, **local["judge"])  # refuses what cannot work
             return judge | {"settings": settings, "place": place_of(wanted.base_url)}, inputs, local
-        directory = sources.language_model(target).fetch(self.place.offline)
         check_template(template)
-        settings = {"template": template, "orders": wanted.orders, "max_length": longest(directory)}
+        inputs["judge_model"] = read_only(sources.language_model(target), self.place)
+        directory = inputs["judge_model"].local.get("directory")
+        settings = {
+            "template": template,
+            "orders": wanted.orders,
+            "max_length": longest(Path(directory)) if directory else LONGEST,
+        }
         # Its invalid verdicts are final, so another ceiling is asked of kept replies again.
         judge |= {"settings": settings, "max_invalid": wanted.max_invalid}
-        inputs["judge_model"] = on_disk(directory, self.place)
         identity = {"model": inputs["judge_model"].key, "version": version("judge")}
         # Trust in the policy's code is no trust in a judge's.
         local |= {"judge_trust": False, "judge_name": target, "judge_identity": identity}

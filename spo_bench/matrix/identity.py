@@ -17,9 +17,25 @@ from spo_bench.plugins import is_built_in
 from spo_bench.store.artifacts import digest
 from spo_bench.task import Task
 
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(:[\w.-]+)?(@[\w./-]+)?")
 
-def task_identity(task: Task) -> dict[str, Any]:
-    """Return what a task is: what it says itself, and for a plugin also its folder's code, which no version may record."""
+
+def task_identity(task: Task, assume: bool = False) -> dict[str, Any]:
+    """Return what a task is: what it says itself, and for a plugin also its folder's code, which no version may record.
+
+    Args:
+        task: any.
+        assume: whether a data set of the hub that cannot be had stands by its name, for a plan.
+    """
+    try:
+        return _identity(task)
+    except InputError:
+        if not assume or task.data is None or Path(task.data).exists() or not _HUB_ID.fullmatch(task.data):
+            raise
+        return {"task": task.name, "version": task.version, "assumed": task.data}
+
+
+def _identity(task: Task) -> dict[str, Any]:
     if is_built_in(type(task)):
         return task.identity()
     source = Path(inspect.getfile(type(task))).resolve()

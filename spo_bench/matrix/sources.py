@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from spo_bench.errors import InputError
 from spo_bench.matrix.checks import check_size
 from spo_bench.matrix.spec import TRAINED, ModelSpec, Spec
 from spo_bench.models.source import (
     EMBEDDED,
+    assumed_config,
     check_policy,
     check_reward_model,
     check_weights,
@@ -52,6 +54,14 @@ class Source:
         directory = resolve(self.name, self.revision, offline, self.with_code)
         self._check(directory)
         return directory
+
+    def assumed(self) -> dict[str, Any] | None:
+        """Return the config by which a model is planned that is not here, None for one that is.
+
+        Raises:
+            InputError: a path where nothing is, or a hub id of which nothing is known.
+        """
+        return assumed_config(self.name, self.revision)
 
     def _check(self, directory: Path) -> None:
         check_weights(directory)

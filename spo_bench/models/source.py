@@ -6,12 +6,13 @@ import json
 import os
 import reprlib
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from spo_bench.errors import InputError
 from spo_bench.files import fingerprint, read_json
+from spo_bench.models.known import known_config
 from spo_bench.store.artifacts import HashCache
 
 EMBEDDED = "embedded"
@@ -67,6 +68,26 @@ def find(name: str, revision: str | None = None, offline: bool = False, with_cod
         if HfApi().model_info(name, revision=revision, timeout=HUB_PATIENCE).gated:
             HfApi().auth_check(name)
     return None
+
+
+def assumed_config(name: str, revision: str | None = None) -> dict[str, Any] | None:
+    """Return the config by which a hub model can be planned that is not here; None for one that is. Nothing is fetched.
+
+    It is its own config.json where that is in the hub's cache, else that of ``models.known``.
+
+    Raises:
+        InputError: a path where nothing is, or a hub id of which nothing is known.
+    """
+    if _here(name) is not None:
+        return None
+    with suppress(InputError):
+        if any(_snapshot(name, revision, True, False).glob("*.safetensors")):
+            return None
+    from huggingface_hub import hf_hub_download
+
+    with suppress(InputError), _told(name):
+        return config_of(Path(hf_hub_download(name, "config.json", revision=revision, local_files_only=True)).parent)
+    return known_config(name)
 
 
 def _here(name: str) -> Path | None:

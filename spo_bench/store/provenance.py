@@ -32,7 +32,7 @@ def provenance() -> Mapping[str, Any]:
         "hardware": {
             "machine": platform.machine(),
             "system": platform.platform(),
-            "processor": _processor(),
+            "processor": processor(),
             "cores": os.cpu_count(),
         },
         "command": shlex.join(["spo-bench", *without_secrets(sys.argv[1:])]) if Path(sys.argv[0]).name in _COMMAND else "python",
@@ -58,7 +58,8 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Return the name of the processor."""
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
