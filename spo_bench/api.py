@@ -37,10 +37,11 @@ from spo_bench.models.source import EMBEDDED
 from spo_bench.problems import Problems
 from spo_bench.stages.audit import check_dropped
 from spo_bench.stages.base import Stage
-from spo_bench.store.artifacts import HashCache, Listing, Store
+from spo_bench.store.artifacts import HashCache, Store
 from spo_bench.store.checkpoints import EVERY
 from spo_bench.store.claims import claim, finishing, release
 from spo_bench.store.claims import purse_of as purse_of
+from spo_bench.store.opening import open_store
 from spo_bench.store.provenance import provenance
 from spo_bench.store.sealed import entry, read_signed
 
@@ -74,9 +75,9 @@ class Finished:
     seconds: float
 
 
-def default_store() -> Path:
-    """Return the store's directory: $SPO_BENCH_STORE, else ~/.cache/spo-bench."""
-    return Path(os.environ.get(STORE_VARIABLE) or Path.home() / ".cache" / "spo-bench")
+def default_store() -> str:
+    """Return the store's directory or address: $SPO_BENCH_STORE, else ~/.cache/spo-bench."""
+    return os.environ.get(STORE_VARIABLE) or str(Path.home() / ".cache" / "spo-bench")
 
 
 def choose_device(wanted: str) -> str:
@@ -185,7 +186,8 @@ def run(
     Args:
         spec: a preset's name, a YAML file, a mapping, or a loaded spec; None is the embedded default.
         out: the run's directory; default ``results/NAME``. A run in the same directory is continued.
-        store: where artifacts are kept; default $SPO_BENCH_STORE or ~/.cache/spo-bench.
+        store: where artifacts are kept, a directory or an address as s3://bucket/prefix; default $SPO_BENCH_STORE or
+            ~/.cache/spo-bench.
         device: "auto", "cpu" or "cuda[:i]".
         jobs: how many stages run side by side, where memory allows; or "auto", the command's default. More than one run in
             processes of their own, which import the main module anew: a script that asks for them calls this under
@@ -209,12 +211,17 @@ def run(
     together = choose_jobs(jobs, loaded, device)
     check_memory(memory, together)
     target = Path(out or Path("results") / loaded.name)
-    artifacts = Store(Path(store) if store else default_store())
+    artifacts = open_store(store or default_store())
     purse = purse_of(target) or uuid.uuid4().hex
     problems, cells = Problems(), list[Cell]()
     with problems.noted(), few_collections():
         cells = cells_of(loaded, artifacts.root, device, offline, tasks_dirs, purse)
-    every, there = unique_in_order([stage for cell in cells for stage in cell.stages.values()]), Listing(artifacts.root)
+    try:
+        artifacts.reach()
+    except InputError as error:
+        problems.add(error)
+        problems.raise_any()
+    every, there = unique_in_order([stage for cell in cells for stage in cell.stages.values()]), artifacts.listing()
     again = {stage.key for stage in every if there.to_retry(stage.kind, stage.key)}
     missing = [stage for stage in every if stage.key in again or not stage.done(there)]
     finished = bool(cells) and not missing and _is_finished(loaded, target, cells, artifacts)
@@ -255,7 +262,7 @@ def _is_finished(spec: Spec, target: Path, cells: Sequence[Cell], store: Store) 
         record, lines = read_signed(target / "run.json"), list(read_jsonl(target / "cells.jsonl"))
     except (OSError, ValueError):
         return False
-    same = record["status"] == "done" and record["spec"] == spec.model_dump(mode="json") and record["store"] == str(store.root)
+    same = record["status"] == "done" and record["spec"] == spec.model_dump(mode="json") and record["store"] == store.place
     same = same and lines == [cell_record(cell, {}) for cell in cells] and all(is_written(target, cell) for cell in cells)
     return same and is_current(target)
 
@@ -266,7 +273,7 @@ def _data(cells: Sequence[Cell], store: Store, engine: Engine) -> dict[str, str]
     failures = engine.run_and_check(data)
     for stage in data:
         if stage.done(store):
-            check_dropped(stage.path(store), stage.local["max_dropped"])
+            check_dropped(stage.fetch(store, weights=False), stage.local["max_dropped"])
     # What the data axes make of it, where no model has to be asked: a domain that is not there is found before any training.
     views = [cell.stages["rows"] for cell in cells if "rows" in cell.stages]
     ready = [view for view in views if view.inputs.keys() <= {"data", "model"} and view.inputs["data"].done(store)]
@@ -293,7 +300,7 @@ def _rest(
         "provenance": provenance(),
         "purse": purse,
     }
-    record |= {"started": _clock(started), "finished": None, "seconds": None, "store": str(store.root), "audits": {}}
+    record |= {"started": _clock(started), "finished": None, "seconds": None, "store": store.place, "audits": {}}
     target.mkdir(parents=True, exist_ok=True)
     write_record(target, record)
     try:

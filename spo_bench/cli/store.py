@@ -33,11 +33,13 @@ def register(app: typer.Typer) -> None:
     app.add_typer(store_app, name="store")
 
 
-def _store(place: Path | None) -> Store:
+def _store(place: str | None) -> Store:
     from spo_bench.api import default_store
-    from spo_bench.store.artifacts import Store
+    from spo_bench.store.opening import open_store
 
-    return Store(place or default_store())
+    store = open_store(place or default_store())
+    store.reach()
+    return store
 
 
 @store_app.command("ls", epilog="Example: spo-bench store ls --kind train")

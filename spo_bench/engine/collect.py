@@ -239,6 +239,6 @@ def judge_audits(cells: Sequence[Cell], store: Store) -> dict[str, Any]:
     for cell in cells:
         stage = cell.stages.get("judge_audit")
         if stage is not None and stage.done(store):
-            record = read_json(stage.path(store) / "audit.json")
+            record = read_json(stage.fetch(store, weights=False) / "audit.json")
             found[f"{cell.model}/{cell.task}"] = {"judge": stage.local["judge_name"], **record}
     return found

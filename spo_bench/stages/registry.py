@@ -63,19 +63,20 @@ def execute(stage: Stage, store: Store, how: How | None = None) -> Path:
     if stage.done(store):
         return stage.path(store)
     how = how or How()
-    module, _, name = KINDS[stage.kind][0].partition(":")
-    checkpoint = Checkpoint(store.checkpoint(stage.kind, stage.key), how.every)
+    module, _, called = KINDS[stage.kind][0].partition(":")
+    name = (stage.kind, stage.key)
+    checkpoint = Checkpoint(store.checkpoint(*name), how.every, store.beyond(*name))
 
     def build(part: Path) -> None:
         for source in stage.inputs.values():
             if not source.on_disk:
                 store.check(source.kind, source.key)
-        function: Callable[[Work], None] = getattr(import_module(module), name)
+        function: Callable[[Work], None] = getattr(import_module(module), called)
         inputs = {label: source.path(store) for label, source in stage.inputs.items()}
         config = smaller(stage.config, how.halvings) if how.halvings else stage.config
         function(Work(out=part, config=config, inputs=inputs, local=stage.local, checkpoint=checkpoint))
 
     note = {"halvings": how.halvings} if how.halvings else {}
-    made = store.make(stage.kind, stage.key, stage.identity, build, how.wait, note)
+    made = store.make(*name, stage.identity, build, how.wait, note)
     checkpoint.clear()
     return made
