@@ -107,7 +107,7 @@ def _numbers(entries: list[Entry], found: Inventory, faults: dict[tuple[str, str
 def _record(found: Inventory, faults: dict[tuple[str, str], str], every: bool) -> dict[str, Any]:
     """Return what ``ls --json`` prints."""
     record: dict[str, Any] = {
-        "store": str(found.root),
+        "store": found.place,
         "kinds": {name: _numbers(entries, found, faults) for name, entries in _by_kind(found).items()},
         "unfinished": [{"path": str(one.path), "bytes": one.bytes, "left": one.left} for one in found.parts],
         "checkpoints": [{"kind": one.kind, "key": one.key, "bytes": one.bytes} for one in found.checkpoints],
@@ -139,7 +139,7 @@ def _beside(found: Inventory) -> list[str]:
     """Return what there is beside the entries, a line each."""
     from spo_bench.store.inventory import size
 
-    lines = [f"store: {found.root}"]
+    lines = [f"store: {found.place}"]
     if found.parts:
         left = sum(one.left for one in found.parts)
         total = amount(sum(one.bytes for one in found.parts))
@@ -178,7 +178,7 @@ def verify(
     older = sum(one.older for one in found.entries)
     if json:
         listed = [{**_fault(one), "removed": one in removed} for one in faults]
-        print_json({"store": str(found.root), "entries": len(found.entries), "older": older, "damaged": listed})
+        print_json({"store": found.place, "entries": len(found.entries), "older": older, "damaged": listed})
     else:
         for one in faults:
             told = "; removed" if one in removed else "; another process is using it" if one in busy else ""

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from spo_bench.errors import Damaged
 from spo_bench.files import canonical_json, file_hash, flush, read_json, write_json
 from spo_bench.store import sealed
+from spo_bench.store.bucket import Object
 from spo_bench.store.locks import is_left_behind, lock, owner
 from spo_bench.store.sealed import OLD_SEAL, SEAL
 
@@ -271,16 +272,42 @@ class Store:
         """Return where checkpoints of an artifact are kept besides; None where they need no second place."""
         return None
 
+    def examine(self, kind: str, key: str) -> str | None:
+        """Return what is wrong with an artifact where it is kept, all of which is read; None where nothing is."""
+        return self.fault(kind, key)
+
+    def examine_folder(self, name: str) -> str | None:
+        """Return what is wrong with another sealed folder of the store, all of which is read."""
+        return sealed.fault(self.root / name)
+
+    def wipe(self, place: PurePath) -> None:
+        """Remove a file, or a folder with all that is in it."""
+        path = Path(place)
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+    def drop_lock(self, name: str) -> None:
+        """Remove what is left of a lock that nobody holds.
+
+        Raises:
+            Busy: somebody does.
+        """
+        with lock(self.root / LOCKS / name, wait=False):
+            pass
+
     def named(self, name: str) -> PurePath:
         """Return the place of something in the store, by its name there."""
         return self.root / name
 
     # Small things by name, in a folder: remembered failures, claims of runs.
 
-    def notes(self, folder: str) -> dict[str, float]:
-        """Return the names in a folder, and when each was written, in seconds since 1970."""
-        found = list((self.root / folder).iterdir()) if (self.root / folder).is_dir() else []
-        return {path.name: path.stat().st_mtime for path in sorted(found) if not path.name.startswith(".")}
+    def notes(self, folder: str) -> dict[str, Object]:
+        """Return the names in a folder, with size and time."""
+        names = sorted(os.listdir(self.root / folder)) if (self.root / folder).is_dir() else []
+        states = {name: os.stat(self.root / folder / name) for name in names if not name.startswith(".")}
+        return {name: Object(state.st_size, state.st_mtime) for name, state in states.items()}
 
     def note(self, folder: str, name: str) -> Any:
         """Return what is kept under a name.

@@ -27,11 +27,11 @@ REMEDY = (
 
 
 class Object(NamedTuple):
-    """What is known of an object from a listing.
+    """What a listing says of an object, or of a file.
 
     Attributes:
         size: bytes.
-        modified: when it was written, in seconds since 1970, by the server's clock.
+        modified: when it was written, in seconds since 1970; of an object by the server's clock.
     """
 
     size: int
@@ -95,7 +95,9 @@ class Bucket:
             if isinstance(error, InputError) or is_disk_full(error) or (isinstance(error, FileNotFoundError) and not writing):
                 raise
             raise Unreachable(
-                f"store '{self.url}': {name or 'its list'}: {_short(error)}", "the bucket is there, and its objects can be listed, read and written", REMEDY
+                f"store '{self.url}': {name or 'its list'}: {_short(error)}",
+                "the bucket is there, and its objects can be listed, read and written",
+                REMEDY,
             ) from error
 
     def reach(self, write: bool) -> None:
@@ -138,8 +140,15 @@ class Bucket:
         with self._asking(name):
             return bytes(self._files.cat_file(self._path(name)))
 
+    def read_all(self, names: Iterable[str]) -> dict[str, bytes]:
+        """Return the contents of many small objects, without those that are not there."""
+        paths = {self._path(name): name for name in names}
+        with self._asking("many"):
+            found = self._files.cat(list(paths), on_error="omit") if paths else {}
+        return {paths[path]: bytes(content) for path, content in found.items()}
+
     def write(self, name: str, content: bytes, new: bool = False) -> bool:
-        """Write an object. With ``new``, one that is there stays, where the server can decide that; say whether it was written."""
+        """Write an object; with ``new`` one that is there stays, where the server can decide that. Say whether it was written."""
         with self._asking(name, writing=True):
             try:
                 self._files.pipe_file(self._path(name), content, mode="create" if new else "overwrite")

@@ -11,6 +11,7 @@ from typing import Any
 
 from spo_bench.files import read_json
 from spo_bench.store.artifacts import LOCKS, RUNS, Store
+from spo_bench.store.bucket import Object
 from spo_bench.store.locks import is_gone, lock, machine_of, owner
 
 
@@ -20,7 +21,7 @@ class Claim:
 
     Attributes:
         path: the claim's place in the store.
-        written: when it was made, in seconds since 1970.
+        file: its size, and when it was made.
         out: the run's directory.
         purse: by which the run is known from another one in the same directory, there or on another machine.
         owner: the process that made the claim.
@@ -28,7 +29,7 @@ class Claim:
     """
 
     path: PurePath
-    written: float
+    file: Object
     out: Path
     purse: str
     owner: str
@@ -37,7 +38,7 @@ class Claim:
     @property
     def stands(self) -> bool:
         """Whether the run is still where it was, or under way."""
-        return purse_of(self.out) == self.purse or not is_gone(self.owner, self.written)
+        return purse_of(self.out) == self.purse or not is_gone(self.owner, self.file.modified)
 
 
 def purse_of(out: Path) -> str | None:
@@ -62,11 +63,11 @@ def claim(store: Store, out: Path, purse: str, stages: Iterable[tuple[str, str]]
     own = f"{_name(out)}-{purse}"
     with clearing(store):
         store.keep_note(RUNS, own, {"out": str(out.resolve()), "purse": purse, "owner": owner(), "keys": keys})
-        for name, written in store.notes(RUNS).items():
+        for name, file in store.notes(RUNS).items():
             with suppress(ValueError):
-                if name.startswith(f"{_name(out)}-") and name != own:
-                    if machine_of(_read(store, name, written).owner) == machine_of(owner()):
-                        store.drop_note(RUNS, name)
+                same = name.startswith(f"{_name(out)}-") and name != own
+                if same and machine_of(_read(store, name, file).owner) == machine_of(owner()):
+                    store.drop_note(RUNS, name)
 
 
 def release(store: Store, out: Path, purse: str) -> None:
@@ -78,15 +79,15 @@ def release(store: Store, out: Path, purse: str) -> None:
 def claims(store: Store) -> tuple[list[Claim], dict[PurePath, str]]:
     """Return the claims on a store, and why some cannot be read: what they claim is not known."""
     found, unread = list[Claim](), dict[PurePath, str]()
-    for name, written in store.notes(RUNS).items():
+    for name, file in store.notes(RUNS).items():
         try:
-            found.append(_read(store, name, written))
+            found.append(_read(store, name, file))
         except ValueError as error:
             unread[store.named(f"{RUNS}/{name}")] = str(error)
     return found, unread
 
 
-def _read(store: Store, name: str, written: float) -> Claim:
+def _read(store: Store, name: str, file: Object) -> Claim:
     """Return a claim.
 
     Raises:
@@ -95,14 +96,14 @@ def _read(store: Store, name: str, written: float) -> Claim:
     try:
         found: dict[str, Any] = store.note(RUNS, name)
         keys = {kind: frozenset(keys) for kind, keys in found["keys"].items()}
-        return Claim(store.named(f"{RUNS}/{name}"), written, Path(found["out"]), str(found["purse"]), str(found["owner"]), keys)
+        return Claim(store.named(f"{RUNS}/{name}"), file, Path(found["out"]), str(found["purse"]), str(found["owner"]), keys)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"it cannot be read ({type(error).__name__}: {error})") from error
 
 
 def clearing(store: Store) -> AbstractContextManager[None]:
     """Hold the lock under which claims are made and what nobody claims is cleared away."""
-    return lock(store.root / LOCKS / RUNS)
+    return store.lock(RUNS)
 
 
 def finishing(store: Store, out: Path) -> AbstractContextManager[None]:

@@ -19,7 +19,7 @@ from uuid import uuid4
 
 from spo_bench.errors import Damaged
 from spo_bench.store import sealed, transfer
-from spo_bench.store.artifacts import CHECKPOINTS, FAILURES, LOCKS, RETRY, Store
+from spo_bench.store.artifacts import CHECKPOINTS, LOCKS, RETRY, Store
 from spo_bench.store.bucket import Bucket, Object
 from spo_bench.store.lease import lease
 from spo_bench.store.locks import lock, owner
@@ -163,6 +163,14 @@ class RemoteStore(Store):
 
         return transfer.examine(self.bucket, f"{kind}/{key}", said)
 
+    def examine_folder(self, name: str) -> str | None:
+        """Return what is wrong with another sealed folder of the store, all of which is read."""
+        return transfer.examine(self.bucket, name)
+
+    def drop_lock(self, name: str) -> None:
+        """Remove what is left of a lease, whose owner is dead."""
+        self.bucket.remove(f"{LOCKS}/{name}")
+
     def _make(self, kind: str, key: str, build: Callable[[Path], object], record: Mapping[str, Any]) -> None:
         """Build an artifact, unless it was built here before and could not be uploaded; then upload it."""
         final = self.path(kind, key)
@@ -203,11 +211,12 @@ class RemoteStore(Store):
 
     def _remove(self, kind: str, key: str) -> None:
         self._sealed.discard((kind, key))
-        self.wipe(f"{kind}/{key}")
+        self.wipe(self.named(f"{kind}/{key}"))
         self._set_aside(self.path(kind, key))
 
-    def wipe(self, name: str) -> None:
+    def wipe(self, place: PurePath) -> None:
         """Remove an object, or all in a folder, its seal first."""
+        name = str(place)
         objects = list(self.bucket.find(name)) or [name]
         first = [one for one in objects if one == f"{name}/{SEAL}"]
         self.bucket.remove(*first)
@@ -251,9 +260,9 @@ class RemoteStore(Store):
         """Return the place of something in the store, by its name there."""
         return PurePosixPath(name)
 
-    def notes(self, folder: str) -> dict[str, float]:
-        """Return the names in a folder, and when each was written, in seconds since 1970 by the server's clock."""
-        return {name.partition("/")[2]: one.modified for name, one in self.bucket.find(folder).items()}
+    def notes(self, folder: str) -> dict[str, Object]:
+        """Return the names in a folder, with size and time."""
+        return {name.partition("/")[2]: one for name, one in self.bucket.find(folder).items()}
 
     def note(self, folder: str, name: str) -> Any:
         """Return what is kept under a name.
