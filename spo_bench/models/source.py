@@ -231,7 +231,7 @@ def weights_hash(directories: Sequence[Path], hashes: HashCache) -> str | None:
 
     Only weights count, file by file in the order of their names: the same policy has the same hash whatever library saved it.
     """
-    files = [path for directory in directories for path in sorted(directory.glob("*.safetensors"))]
+    files = [path for directory in directories for path in hashes.weights(directory)]
     return fingerprint(*(f"{path.name} {hashes.hash(path)}" for path in files)) if files else None
 
 

@@ -21,7 +21,7 @@ from spo_bench.files import canonical_json, file_hash, flush, read_json, write_j
 from spo_bench.store import sealed
 from spo_bench.store.bucket import Object
 from spo_bench.store.locks import is_left_behind, lock, owner
-from spo_bench.store.sealed import OLD_SEAL, SEAL
+from spo_bench.store.sealed import OLD_SEAL, SEAL, WEIGHTS
 
 if TYPE_CHECKING:
     from spo_bench.store.checkpoints import Beyond
@@ -386,9 +386,26 @@ class HashCache:
                     write_json(self._path, self._known)
         return self._known[mark]
 
+    def weights(self, directory: Path) -> list[Path]:
+        """Return the safetensors files of a directory by name; in the store also those that are not on this machine."""
+        with suppress(ValueError, OSError, KeyError):
+            entry, files = self._entry(directory)
+            named = (entry / name for name in files)
+            return sorted(path for path in named if path.suffix == WEIGHTS and path.parent == directory.absolute())
+        return sorted(directory.glob(f"*{WEIGHTS}"))
+
     def _in_store(self, path: Path) -> str | None:
         """Return what the seal of the entry that a file belongs to says of it."""
-        with suppress(ValueError, OSError, KeyError, IndexError):
-            kind, key, *name = path.absolute().relative_to(self.root).parts
-            return str(sealed.record(self.root / kind / key)["files"]["/".join(name)]["sha256"])
+        with suppress(ValueError, OSError, KeyError):
+            entry, files = self._entry(path)
+            return str(files[path.absolute().relative_to(entry).as_posix()]["sha256"])
         return None
+
+    def _entry(self, path: Path) -> tuple[Path, Mapping[str, Any]]:
+        """Return the folder of the entry that a path belongs to, and what its seal says of its files.
+
+        Raises:
+            ValueError, OSError, KeyError: it belongs to none.
+        """
+        kind, key = path.absolute().relative_to(self.root).parts[:2]
+        return self.root / kind / key, sealed.record(self.root / kind / key)["files"]

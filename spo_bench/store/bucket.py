@@ -168,12 +168,15 @@ class Bucket:
         """Write objects as files, some at a time.
 
         Raises:
-            FileNotFoundError: an object is not there.
+            FileNotFoundError: an object is not there; the message is its name.
         """
 
         def get(path: Path, name: str) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._files.get_file(self._path(name), str(path))
+            try:
+                self._files.get_file(self._path(name), str(path))
+            except FileNotFoundError as error:
+                raise FileNotFoundError(name) from error
 
         self._each(files, get, writing=False)
 

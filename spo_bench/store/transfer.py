@@ -100,7 +100,7 @@ def download(
     try:
         bucket.download((folder / name, f"{prefix}/{place_of(seal)}/{name}") for name in wanted)
     except FileNotFoundError as error:
-        return f"{PurePosixPath(str(error)).name} is missing"
+        return f"{str(error).removeprefix(f'{prefix}/{place_of(seal)}/')} is missing"
     for name in wanted:
         if why := sealed.file_fault(folder / name, files[name]):
             return f"{name} {why}"
