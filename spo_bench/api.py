@@ -37,10 +37,11 @@ from spo_bench.models.source import EMBEDDED
 from spo_bench.problems import Problems
 from spo_bench.stages.audit import check_dropped
 from spo_bench.stages.base import Stage
-from spo_bench.store.artifacts import HashCache, Store
+from spo_bench.store.artifacts import Store
 from spo_bench.store.checkpoints import EVERY
 from spo_bench.store.claims import claim, finishing, release
 from spo_bench.store.claims import purse_of as purse_of
+from spo_bench.store.hashes import HashCache
 from spo_bench.store.opening import open_store
 from spo_bench.store.provenance import provenance
 from spo_bench.store.sealed import entry, read_signed

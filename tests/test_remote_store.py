@@ -17,11 +17,14 @@ from uuid import uuid4
 import pytest
 from bucket_server import ENVIRONMENT, NAME, serving
 from conftest import SMALL_SPEC
+from judge_setup import judge, question
 
 from spo_bench import api
 from spo_bench.engine.local import unique_in_order
-from spo_bench.errors import Busy, Damaged, InputError, Unreachable
+from spo_bench.errors import Busy, Damaged, InputError, StageError, Unreachable
 from spo_bench.files import read_json, write_json
+from spo_bench.judging.sharing import get, send, sharing
+from spo_bench.judging.store import FILE, ReplyStore, spent_from
 from spo_bench.stages.base import Stage
 from spo_bench.stages.registry import How, execute
 from spo_bench.store import lease as leases
@@ -366,16 +369,23 @@ def test_another_machine_waits_for_a_lease_and_takes_it_when_its_owner_is_dead(m
     one, two = machine("one"), machine("two")
     abandoned = {"owner": "elsewhere_1_0", "home": "elsewhere", "token": "t", "beat": 4}
     one.bucket.write("locks/train-x", json.dumps(abandoned).encode())
-    monkeypatch.setattr(leases, "STALE", 0.3)
     monkeypatch.setattr(leases, "SETTLE", 0.0)
-    for _ in range(2):
+    seen = two.root / "leases" / "train-x"
+
+    def asked_after(seconds: float) -> None:
+        """Ask for the lease, as if it had last been seen so long ago."""
+        long_ago = time.time() - seconds
+        os.utime(seen, (long_ago, long_ago))
         with pytest.raises(Busy, match="elsewhere"), two.lock("train-x", wait=False):
             pass
-    one.bucket.write("locks/train-x", json.dumps({**abandoned, "beat": 5}).encode())
-    time.sleep(0.4)
-    with pytest.raises(Busy), two.lock("train-x", wait=False):  # it was renewed
+
+    with pytest.raises(Busy, match="elsewhere"), two.lock("train-x", wait=False):
         pass
-    time.sleep(0.4)
+    asked_after(leases.STALE - 60)
+    one.bucket.write("locks/train-x", json.dumps({**abandoned, "beat": 5}).encode())
+    asked_after(leases.STALE + 60)  # it was renewed
+    long_ago = time.time() - leases.STALE - 60
+    os.utime(seen, (long_ago, long_ago))
     with two.lock("train-x", wait=False), pytest.raises(Busy), one.lock("train-x", wait=False):
         pass
     assert "elsewhere_1_0 is dead" in caplog.text
@@ -387,7 +397,7 @@ def test_another_machine_waits_for_a_lease_and_takes_it_when_its_owner_is_dead(m
 def test_a_lease_of_a_dead_process_of_this_machine_is_taken_at_once(machine):
     """Who holds the lock of the machine knows that no other process of it holds the lease."""
     one = machine("one")
-    one.bucket.write("locks/x", json.dumps({"owner": "o_1_0", "home": one._home, "token": "t", "beat": 0}).encode())
+    one.bucket.write("locks/x", json.dumps({"owner": "o_1_0", "home": one.machine, "token": "t", "beat": 0}).encode())
     with one.lock("x", wait=False):
         pass
 
@@ -404,6 +414,43 @@ def test_a_lease_is_renewed_as_long_as_it_is_held(machine, monkeypatch):
             one.bucket.write("locks/x", json.dumps(other).encode())
             time.sleep(0.01)
     assert json.loads(one.bucket.read("locks/x"))["token"] == "t", "one that was taken over is not taken back"
+
+
+# --- judges ------------------------------------------------------------------------------------------------------------
+
+
+def test_replies_that_were_paid_on_one_machine_are_not_paid_on_another(machine, endpoint):
+    """Five questions in both orders are ten calls; the limit of twelve is one for both machines."""
+    with sharing(one := machine("one")):
+        verdicts = judge(endpoint, cache=one.root / FILE, budget="p", max_calls=12).compare([question(f"{n}") for n in range(5)])
+    assert len(endpoint.bodies) == 10
+    two = machine("two")
+    again = judge(endpoint, cache=two.root / FILE, budget="p", max_calls=12)
+    with sharing(two):
+        assert [one.outcome for one in again.compare([question(f"{n}") for n in range(5)])] == [one.outcome for one in verdicts]
+        assert len(endpoint.bodies) == 10
+        with pytest.raises(StageError, match="max_calls"):
+            again.compare([question(f"{n}") for n in range(5, 8)])
+    assert len(endpoint.bodies) <= 12
+    with sharing(machine("one")):
+        assert spent_from(one.root / FILE, "p").calls == len(endpoint.bodies)
+
+
+def test_replies_are_sent_once_and_again_where_they_changed(machine):
+    store = machine("one")
+    with ReplyStore((store.root.mkdir(parents=True), store.root / FILE)[1]) as replies:
+        replies.keep_all({f"{number}": {"text": "a"} for number in range(3)})
+    for _ in range(2):
+        send(store)
+        assert len(store.notes("replies")) == 1
+    with ReplyStore(store.root / FILE) as replies:
+        replies.keep("1", {"text": "b"})
+    send(store)
+    assert len(store.notes("replies")) == 2
+    get(two := machine("two"))
+    with ReplyStore(two.root / FILE) as replies:
+        assert replies.replies(["0", "1", "2"]).keys() == {"0", "1", "2"}
+        assert replies.unsent(9) == {}
 
 
 # --- commands -----------------------------------------------------------------------------------------------------------

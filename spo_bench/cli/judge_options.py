@@ -160,7 +160,7 @@ def _local(
     from spo_bench.api import choose_device
     from spo_bench.judging.settings import ApiSettings, longest
     from spo_bench.models.source import model_identity, resolve
-    from spo_bench.store.artifacts import HashCache
+    from spo_bench.store.hashes import HashCache
 
     defaults = {one.name: one.default for one in fields(ApiSettings)} | {"base_url": os.environ.get("OPENAI_BASE_URL")}
     given = [key for key in ENDPOINT if settings[key] != defaults[key]]

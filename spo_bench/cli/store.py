@@ -209,6 +209,25 @@ def _remedies(damaged: set[str]) -> list[str]:
     return said
 
 
+@store_app.command("fetch", epilog="Example: spo-bench store fetch results/study --store s3://bucket/prefix")
+def fetch(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The run's directory.")],
+    store: StoreDir = None,
+) -> None:
+    """Bring the weights of a run's policies to this machine, from a store behind an address."""
+    from spo_bench.errors import InputError
+    from spo_bench.store.inventory import linked
+
+    found = sorted(set(linked(run)))
+    if not found:
+        raise InputError(
+            f"'{run}' has no policies", "a run's directory has a folder cells, with links to policies", "check the path"
+        )
+    place = _store(store)
+    for kind, key in found:
+        say(str(place.fetch(kind, key) / "policy"))
+
+
 @store_app.command("gc", epilog="Example: spo-bench store gc --dry-run")
 def gc(
     store: StoreDir = None,

@@ -14,7 +14,8 @@ from spo_bench.matrix.cells import Cell
 from spo_bench.models.source import weights_hash
 from spo_bench.stages.base import Stage, policy_at
 from spo_bench.store import sealed
-from spo_bench.store.artifacts import HashCache, Store
+from spo_bench.store.artifacts import Store
+from spo_bench.store.hashes import HashCache
 
 SCHEMA_VERSION = 1
 DONE = "DONE"  # a cell's file that is written last

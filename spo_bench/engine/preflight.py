@@ -21,6 +21,7 @@ from spo_bench.errors import Damaged, InputError
 from spo_bench.judging.api import ApiJudge
 from spo_bench.judging.capabilities import key_in_environment
 from spo_bench.judging.endpoint import Stopped
+from spo_bench.judging.sharing import get as get_replies
 from spo_bench.judging.store import FILE, ReplyStore, spent_from
 from spo_bench.matrix.cells import Cell
 from spo_bench.matrix.evaluation import endpoint_settings
@@ -321,6 +322,7 @@ def _to_ask(ahead: Ahead, read: bool) -> JudgeSpec | None:
         return None
     asking = [stage for stage in ahead.missing if asked(stage) is not None]
     if read and ahead.cells:
+        get_replies(ahead.store)
         return judge if any(_has_to_ask(stage, ahead.store) for stage in asking) else None
     return judge if asking or not ahead.cells else None
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from spo_bench.errors import InputError
 from spo_bench.files import fingerprint, read_json
-from spo_bench.store.artifacts import HashCache
+from spo_bench.store.hashes import HashCache
 
 EMBEDDED = "embedded"
 INDEX = "model.safetensors.index.json"  # of weights in several files

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
+from spo_bench.judging.sharing import sharing
+from spo_bench.judging.store import FILE
 from spo_bench.stages.base import Stage, Work, smaller
 from spo_bench.store.artifacts import Store
 from spo_bench.store.checkpoints import EVERY, Checkpoint
@@ -53,6 +56,12 @@ class How:
     wait: bool = True
 
 
+def asks_judge(stage: Stage) -> bool:
+    """Say whether a stage may ask a judge behind an endpoint."""
+    judges = (stage.config.get(name) for name in ("judge", "labeller"))
+    return any(isinstance(judge, Mapping) and judge.get("kind") == "openai" for judge in judges)
+
+
 def execute(stage: Stage, store: Store, how: How | None = None) -> Path:
     """Make a stage's artifact in the store, unless it is there, and return its directory.
 
@@ -67,6 +76,8 @@ def execute(stage: Stage, store: Store, how: How | None = None) -> Path:
     name = (stage.kind, stage.key)
     checkpoint = Checkpoint(store.checkpoint(*name), how.every, store.beyond(*name))
 
+    local = {**stage.local, "judge_cache": str(store.root / FILE)}  # of the machine that makes it
+
     def build(part: Path) -> None:
         for source in stage.inputs.values():
             if not source.on_disk:
@@ -74,9 +85,11 @@ def execute(stage: Stage, store: Store, how: How | None = None) -> Path:
         function: Callable[[Work], None] = getattr(import_module(module), called)
         inputs = {label: source.path(store) for label, source in stage.inputs.items()}
         config = smaller(stage.config, how.halvings) if how.halvings else stage.config
-        function(Work(out=part, config=config, inputs=inputs, local=stage.local, checkpoint=checkpoint))
+        function(Work(out=part, config=config, inputs=inputs, local=local, checkpoint=checkpoint))
 
     note = {"halvings": how.halvings} if how.halvings else {}
-    made = store.make(*name, stage.identity, build, how.wait, note)
+    # What a judge was paid for outlives its stage, and the machine on which it was paid.
+    with sharing(store) if asks_judge(stage) else nullcontext():
+        made = store.make(*name, stage.identity, build, how.wait, note)
     checkpoint.clear()
     return made

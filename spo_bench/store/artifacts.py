@@ -17,20 +17,20 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from spo_bench.errors import Damaged
-from spo_bench.files import canonical_json, file_hash, flush, read_json, write_json
+from spo_bench.files import canonical_json, flush, read_json, write_json
 from spo_bench.store import sealed
 from spo_bench.store.bucket import Object
 from spo_bench.store.locks import is_left_behind, lock, owner
-from spo_bench.store.sealed import OLD_SEAL, SEAL, WEIGHTS
+from spo_bench.store.sealed import OLD_SEAL, SEAL
 
 if TYPE_CHECKING:
     from spo_bench.store.checkpoints import Beyond
 
 RETRY = "RETRY"  # a file of an artifact that is not final: it holds the number of things that may go better another time
 IDENTITY_FORMAT = 1  # raised when the way keys are made changes; then every key changes, knowingly
-FILE_HASHES = "file-hashes.json"
 FAILURES, CHECKPOINTS, LOCKS, RUNS = "failures", "checkpoints", "locks", "runs"
-NOT_KINDS = (FAILURES, CHECKPOINTS, LOCKS, RUNS)  # folders of a store that hold no artifacts
+REPLIES, PURSES = "replies", "purses"
+NOT_KINDS = (FAILURES, CHECKPOINTS, LOCKS, RUNS, REPLIES, PURSES)  # folders of a store that hold no artifacts
 TAKEN = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT)  # a rename onto a folder says so; over NFS also one that went well
 
 
@@ -53,6 +53,11 @@ class Store:
     def place(self) -> str:
         """What a person gives to name it."""
         return str(self.root)
+
+    @property
+    def machine(self) -> str | None:
+        """A name for all who keep what they do not share in the same directory; None where there is nobody else."""
+        return None
 
     def listing(self) -> Store:
         """Return the store as it will be when it is first looked at: for who asks of very many artifacts."""
@@ -360,52 +365,3 @@ class Listing(Store):
             place = self.root / folder
             self._names[folder] = set(os.listdir(place)) if place.is_dir() else set()
         return name in self._names[folder]
-
-
-class HashCache:
-    """Hashes of large files, remembered by path, size and modification time, so that planning does not read weights twice."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = Path(root).expanduser().absolute()
-        self._path = self.root / FILE_HASHES
-        self._known: dict[str, str] = {}
-        with suppress(OSError, ValueError):
-            known = read_json(self._path)
-            self._known = known if isinstance(known, dict) else {}
-
-    def hash(self, path: Path) -> str:
-        """Return the SHA-256 of a file's content; of a file in the store as it was when it was made."""
-        if (known := self._in_store(path)) is not None:
-            return known
-        state = path.stat()
-        mark = f"{path.resolve()}|{state.st_size}|{state.st_mtime_ns}"
-        if mark not in self._known:
-            self._known[mark] = file_hash(path)
-            if self.root.is_dir():  # planning makes no store
-                with suppress(OSError):  # nor does it need to write
-                    write_json(self._path, self._known)
-        return self._known[mark]
-
-    def weights(self, directory: Path) -> list[Path]:
-        """Return the safetensors files of a directory by name; in the store also those that are not on this machine."""
-        with suppress(ValueError, OSError, KeyError):
-            entry, files = self._entry(directory)
-            named = (entry / name for name in files)
-            return sorted(path for path in named if path.suffix == WEIGHTS and path.parent == directory.absolute())
-        return sorted(directory.glob(f"*{WEIGHTS}"))
-
-    def _in_store(self, path: Path) -> str | None:
-        """Return what the seal of the entry that a file belongs to says of it."""
-        with suppress(ValueError, OSError, KeyError):
-            entry, files = self._entry(path)
-            return str(files[path.absolute().relative_to(entry).as_posix()]["sha256"])
-        return None
-
-    def _entry(self, path: Path) -> tuple[Path, Mapping[str, Any]]:
-        """Return the folder of the entry that a path belongs to, and what its seal says of its files.
-
-        Raises:
-            ValueError, OSError, KeyError: it belongs to none.
-        """
-        kind, key = path.absolute().relative_to(self.root).parts[:2]
-        return self.root / kind / key, sealed.record(self.root / kind / key)["files"]

@@ -15,7 +15,8 @@ from urllib.parse import quote
 
 from spo_bench.errors import Busy
 from spo_bench.files import file_hash, read_json
-from spo_bench.store.artifacts import CHECKPOINTS, FAILURES, FILE_HASHES, RUNS, Store
+from spo_bench.store.artifacts import CHECKPOINTS, FAILURES, RUNS, Store
+from spo_bench.store.hashes import FILE_HASHES
 from spo_bench.store.inventory import Beside, Inventory, size
 
 THREADS = 8  # hashing waits for the disk as much as for a core

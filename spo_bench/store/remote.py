@@ -231,12 +231,12 @@ class RemoteStore(Store):
         """
         with (
             super().lock(name, wait),
-            lease(self.bucket, f"{LOCKS}/{name}", self._home, self.root / LEASES / name, wait),
+            lease(self.bucket, f"{LOCKS}/{name}", self.machine, self.root / LEASES / name, wait),
         ):
             yield
 
     @cached_property
-    def _home(self) -> str:
+    def machine(self) -> str:
         """A name for all who use this cache."""
         path = self.root / HOME
         if not path.is_file():
