@@ -81,7 +81,7 @@ def fill(store, number: int, content: bytes = b"weights", kind: str = "train") -
 # --- whole runs ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_run_has_the_numbers_of_a_local_one_and_another_machine_makes_nothing(url, machine, tmp_path):
+def test_a_run_has_the_numbers_of_a_local_one_and_another_machine_makes_nothing(url, machine, tmp_path, command):
     here = api.run(SPEC, tmp_path / "here", store=tmp_path / "store")
     machine("one")
     there = api.run(SPEC, tmp_path / "there", store=url)
@@ -108,7 +108,7 @@ def test_a_run_has_the_numbers_of_a_local_one_and_another_machine_makes_nothing(
     hashed = [read_json(path)["policy"] for path in sorted(tmp_path.glob("*/cells/*dpo*/provenance.json"))]
     assert len(set(hashed)) == 1
     assert hashed[0]
-    machine("two").fetch("train", cell["keys"]["train"])
+    assert command("store", "fetch", tmp_path / "again", "--store", url)[:2] == (0, f"{policy}\n")
     assert (policy / "model.safetensors").is_file()
     written = [
         path

@@ -220,9 +220,7 @@ def fetch(
 
     found = sorted(set(linked(run)))
     if not found:
-        raise InputError(
-            f"'{run}' has no policies", "a run's directory has a folder cells, with links to policies", "check the path"
-        )
+        raise InputError(f"'{run}' has no policies", "a run's cells link to the policies they trained", "check the path")
     place = _store(store)
     for kind, key in found:
         say(str(place.fetch(kind, key) / "policy"))
