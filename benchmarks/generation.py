@@ -31,7 +31,8 @@ from spo_bench.models.sampling import find_way, sample
 from spo_bench.stages.base import Stage
 from spo_bench.stages.data import eval_prompts
 from spo_bench.stages.registry import execute
-from spo_bench.store.artifacts import HashCache, Store
+from spo_bench.store.artifacts import Store
+from spo_bench.store.hashes import HashCache
 
 Answers = list[list[int]]
 

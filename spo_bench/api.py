@@ -39,10 +39,12 @@ from spo_bench.matrix.spec import Spec
 from spo_bench.problems import Problems
 from spo_bench.stages.audit import check_dropped
 from spo_bench.stages.base import Stage
-from spo_bench.store.artifacts import HashCache, Listing, Store
+from spo_bench.store.artifacts import Store
 from spo_bench.store.checkpoints import EVERY
 from spo_bench.store.claims import claim, finishing, release
 from spo_bench.store.claims import purse_of as purse_of
+from spo_bench.store.hashes import HashCache
+from spo_bench.store.opening import open_store
 from spo_bench.store.provenance import provenance
 from spo_bench.store.sealed import entry, read_signed
 
@@ -74,9 +76,9 @@ class Finished:
     seconds: float
 
 
-def default_store() -> Path:
-    """Return the store's directory: $SPO_BENCH_STORE, else ~/.cache/spo-bench."""
-    return Path(os.environ.get(STORE_VARIABLE) or Path.home() / ".cache" / "spo-bench")
+def default_store() -> str:
+    """Return the store's directory or address: $SPO_BENCH_STORE, else ~/.cache/spo-bench."""
+    return os.environ.get(STORE_VARIABLE) or str(Path.home() / ".cache" / "spo-bench")
 
 
 def cells_of(
@@ -130,7 +132,8 @@ def run(
     Args:
         spec: a preset's name, a YAML file, a mapping, or a loaded spec; None is the embedded default.
         out: the run's directory; default ``results/NAME``. A run in the same directory is continued.
-        store: where artifacts are kept; default $SPO_BENCH_STORE or ~/.cache/spo-bench.
+        store: where artifacts are kept, a directory or an address as s3://bucket/prefix; default $SPO_BENCH_STORE or
+            ~/.cache/spo-bench.
         device: "auto", "cpu" or "cuda[:i]".
         engine: "local": this machine; "ray": a Ray cluster (extra ``ray``); "slurm": jobs of Slurm (extra ``slurm``); or who was
             hired before (``engine.hire``), which decides about device and jobs. See docs/scaling.md.
@@ -178,12 +181,17 @@ def _run(
     started: float,
 ) -> Finished:
     check_memory(memory, crew)
-    artifacts = Store(Path(store) if store else default_store())
+    artifacts = open_store(store or default_store())
     purse = purse_of(target) or uuid.uuid4().hex
     problems, cells = Problems(), list[Cell]()
     with problems.noted(), few_collections():
         cells = cells_of(loaded, artifacts.root, crew.device, offline, tasks_dirs, purse, crew.here)
-    every, there = unique_in_order([stage for cell in cells for stage in cell.stages.values()]), Listing(artifacts.root)
+    try:
+        artifacts.reach()
+    except InputError as error:
+        problems.add(error)
+        problems.raise_any()
+    every, there = unique_in_order([stage for cell in cells for stage in cell.stages.values()]), artifacts.listing()
     again = {stage.key for stage in every if there.to_retry(stage.kind, stage.key)}
     missing = [stage for stage in every if stage.key in again or not stage.done(there)]
     finished = bool(cells) and not missing and _is_finished(loaded, target, cells, artifacts)
@@ -224,7 +232,7 @@ def _is_finished(spec: Spec, target: Path, cells: Sequence[Cell], store: Store) 
         record, lines = read_signed(target / "run.json"), list(read_jsonl(target / "cells.jsonl"))
     except (OSError, ValueError):
         return False
-    same = record["status"] == "done" and record["spec"] == spec.model_dump(mode="json") and record["store"] == str(store.root)
+    same = record["status"] == "done" and record["spec"] == spec.model_dump(mode="json") and record["store"] == store.place
     same = same and lines == [cell_record(cell, {}) for cell in cells] and all(is_written(target, cell) for cell in cells)
     return same and is_current(target)
 
@@ -235,7 +243,7 @@ def _data(cells: Sequence[Cell], store: Store, engine: Engine) -> dict[str, str]
     failures = engine.run_and_check(data)
     for stage in data:
         if stage.done(store):
-            check_dropped(stage.path(store), stage.local["max_dropped"])
+            check_dropped(stage.fetch(store, weights=False), stage.local["max_dropped"])
     # What the data axes make of it, where no model has to be asked: a domain that is not there is found before any training.
     views = [cell.stages["rows"] for cell in cells if "rows" in cell.stages]
     ready = [view for view in views if view.inputs.keys() <= {"data", "model"} and view.inputs["data"].done(store)]
@@ -262,7 +270,7 @@ def _rest(
         "provenance": provenance(),
         "purse": purse,
     }
-    record |= {"started": _clock(started), "finished": None, "seconds": None, "store": str(store.root), "audits": {}}
+    record |= {"started": _clock(started), "finished": None, "seconds": None, "store": store.place, "audits": {}}
     target.mkdir(parents=True, exist_ok=True)
     write_record(target, record)
     try:

@@ -2,6 +2,7 @@
 
 SpoBenchError
 ├── InputError      what a person gave cannot be used              exit code 2
+│   └── Unreachable store behind a network does not answer         exit code 2; in a stage: it fails, and is tried again
 ├── StageError      a stage of a cell could not be finished        exit code 1, other cells go on
 ├── Damaged         an entry of the store is not as it was made    made again, never seen by a user
 ├── Busy            another process is making it                   waited for, never seen by a user
@@ -39,6 +40,10 @@ class InputError(SpoBenchError):
 
     def __reduce__(self) -> tuple[type[InputError], tuple[str, str, str]]:
         return type(self), (self.given, self.rule, self.remedy)
+
+
+class Unreachable(InputError):  # noqa: N818 - says what the store is
+    """A store behind a network does not answer, or refuses; another time it may."""
 
 
 class StageError(SpoBenchError):

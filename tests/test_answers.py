@@ -27,7 +27,7 @@ from spo_bench.models.source import check_policy
 from spo_bench.stages import rounds
 from spo_bench.stages.base import Work
 from spo_bench.stages.generate import run
-from spo_bench.store.artifacts import HashCache
+from spo_bench.store.hashes import HashCache
 from spo_bench.training.examples import stream_seed
 
 CPU = Numerics("cpu", "float32", "float32")

@@ -348,7 +348,7 @@ def test_a_device_that_others_hold_is_refused(tmp_path: Path, model: Path) -> No
     loaded = load_spec(spec)
     from spo_bench.matrix.cells import expand
     from spo_bench.matrix.evaluation import Place
-    from spo_bench.store.artifacts import HashCache
+    from spo_bench.store.hashes import HashCache
 
     for cell in expand(loaded, Place("cuda", HashCache(tmp_path / "store"))):
         stages += cell.stages.values()

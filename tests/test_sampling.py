@@ -358,7 +358,7 @@ def test_a_matrix_with_vllm_is_refused_before_anything_is_made_where_it_cannot_a
     from spo_bench.matrix.cells import expand
     from spo_bench.matrix.evaluation import Place
     from spo_bench.matrix.load import load_spec
-    from spo_bench.store.artifacts import HashCache
+    from spo_bench.store.hashes import HashCache
 
     spec = load_spec({"extends": "quick", "generate": {"backend": "vllm"}})
     for device, said in (("cpu", "on device cpu"), ("cuda:1", "on device cuda:1"), ("cuda", "without the package")):

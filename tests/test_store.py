@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from spo_bench.stages.base import Stage
-from spo_bench.store.artifacts import RETRY, HashCache, Store, digest, file_hash
+from spo_bench.store.artifacts import RETRY, Store, digest, file_hash
+from spo_bench.store.hashes import HashCache
 
 
 def test_a_failed_build_leaves_nothing(tmp_path):

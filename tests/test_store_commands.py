@@ -17,8 +17,9 @@ from conftest import SMALL_SPEC
 from spo_bench.files import file_hash, read_json, write_json
 from spo_bench.judging.store import ReplyStore
 from spo_bench.stages import registry
-from spo_bench.store.artifacts import FILE_HASHES, HashCache, Store
+from spo_bench.store.artifacts import Store
 from spo_bench.store.claims import claim, claims, clearing
+from spo_bench.store.hashes import FILE_HASHES, HashCache
 from spo_bench.store.inventory import look
 from spo_bench.store.locks import machine_of, owner
 from spo_bench.store.sealed import OLD_SEAL, SEAL, seal

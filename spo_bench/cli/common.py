@@ -39,8 +39,13 @@ TaskDirs = Annotated[
     list[Path] | None, typer.Option("--tasks", help="A folder with further task plugins (repeatable).", rich_help_panel=WHAT)
 ]
 StoreDir = Annotated[
-    Path | None,
-    typer.Option("--store", help="Artifacts \\[default: $SPO_BENCH_STORE or ~/.cache/spo-bench].", rich_help_panel=WHERE),
+    str | None,
+    typer.Option(
+        "--store",
+        metavar="DIR|URL",
+        help="Artifacts: a directory, or s3://BUCKET/PREFIX \\[default: $SPO_BENCH_STORE or ~/.cache/spo-bench].",
+        rich_help_panel=WHERE,
+    ),
 ]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:0, cuda:1, …", rich_help_panel=WHERE)]
 Offline = Annotated[bool, typer.Option("--offline", help="Never ask a hub.", rich_help_panel=WHERE)]

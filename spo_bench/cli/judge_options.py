@@ -89,7 +89,7 @@ def settings_of(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def build(
-    settings: Mapping[str, Any], name: str, purse: str, store: Path | None, device: str, offline: bool, tasks: list[Path] | None
+    settings: Mapping[str, Any], name: str, purse: str, store: str | None, device: str, offline: bool, tasks: list[Path] | None
 ) -> tuple[Any, dict[str, Any]]:
     """Return (the judge, what it is, for files)."""
     from hashlib import sha256
@@ -99,11 +99,12 @@ def build(
     from spo_bench.errors import unknown
     from spo_bench.judging.language import Orders
     from spo_bench.judging.store import FILE
+    from spo_bench.store.opening import open_store
     from spo_bench.store.place import check_writable
 
     if settings["orders"] not in get_args(Orders):
         raise unknown("choice of orders", settings["orders"], get_args(Orders))
-    root = store or default_store()
+    root = open_store(store or default_store()).root
     check_writable("store", root)
     cache = settings["cache"] or root / FILE
     text, label = _template(settings["task"], settings["template"], tasks)
@@ -159,7 +160,7 @@ def _local(
     from spo_bench.engine.hire import choose_device
     from spo_bench.judging.settings import ApiSettings, longest
     from spo_bench.models.source import model_identity, resolve
-    from spo_bench.store.artifacts import HashCache
+    from spo_bench.store.hashes import HashCache
 
     defaults = {one.name: one.default for one in fields(ApiSettings)} | {"base_url": os.environ.get("OPENAI_BASE_URL")}
     given = [key for key in ENDPOINT if settings[key] != defaults[key]]

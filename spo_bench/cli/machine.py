@@ -18,6 +18,7 @@ from typing import Any
 
 import spo_bench
 from spo_bench.errors import InputError, SpoBenchError
+from spo_bench.store.opening import open_store
 from spo_bench.store.provenance import without_secrets
 
 ENOUGH = 2e9  # bytes of memory and of disk that the embedded default has room in
@@ -55,13 +56,13 @@ class JudgeAsked:
 
 
 def examine(
-    store: Path, results: Path, tasks: Sequence[Path] = (), online: bool = False, judge: JudgeAsked | None = None
+    store: str | Path, results: Path, tasks: Sequence[Path] = (), online: bool = False, judge: JudgeAsked | None = None
 ) -> Iterator[Check]:
     """Yield every check, quick ones first; one that fails does not stop the others."""
     checks: list[tuple[str, Callable[[], Iterable[Check]]]] = [
         ("packages", _packages),
         ("memory", _memory),
-        ("store", lambda: _place("store", store)),
+        ("store", lambda: _store(store, online)),
         ("results", lambda: _place("results", results)),
         ("plugins", lambda: _plugins(tasks)),
         ("programs", _programs),
@@ -161,6 +162,21 @@ def _memory() -> Iterator[Check]:
     yield Check("memory", not little, f"{_size(machine)} free{limit}{little}")
     cores, there = cores_here(), os.cpu_count() or 1
     yield Check("cores", True, f"{cores} for this process" + (f", of {there}" if there > cores else ""))
+
+
+def _store(place: str | Path, online: bool) -> Iterator[Check]:
+    """Look at the directory of a store; of one behind an address at its cache, and ask it only where that is wanted."""
+    store = open_store(place)
+    if store.place == str(store.root):
+        yield from _place("store", store.root)
+        return
+    yield from _place("store's cache", store.root)
+    if online:
+        began = time.monotonic()
+        store.reach(write=True)
+        yield Check("store", True, f"{store.place} was written to and read in {time.monotonic() - began:.1f} s")
+    else:
+        yield Check("store", True, f"{store.place} is not asked; --online asks")
 
 
 def _place(name: str, place: Path) -> Iterator[Check]:

@@ -28,7 +28,7 @@ STYLES = {"done": "green", "stale": "yellow", "missing": "dim"}
 def show_plan(
     spec: Any,
     out: Path,
-    store: Path | None,
+    store: str | None,
     crew: Crew,
     offline: bool,
     folders: Sequence[Path] | None,
@@ -55,9 +55,10 @@ def show_plan(
     from spo_bench.matrix.judge_cost import judge_plan
     from spo_bench.matrix.plan import earlier_keys, stage_state, stage_states
     from spo_bench.matrix.why import Reasons
-    from spo_bench.store.artifacts import Listing
+    from spo_bench.store.opening import open_store
 
-    artifacts = Listing(store or api.default_store())
+    artifacts = open_store(store or api.default_store()).listing()
+    artifacts.reach()
     elsewhere = gpu is not None or bool(gpus)
     planned = "cuda" if elsewhere else crew.device
     places = [str(folder) for folder in folders or []]
@@ -90,7 +91,7 @@ def show_plan(
             {
                 "name": spec.name,
                 "out": str(out),
-                "store": str(artifacts.root),
+                "store": artifacts.place,
                 "cells": [cell.id for cell in cells],
                 "stages": [
                     {"cell": s.cell, "stage": s.name, "kind": s.stage.kind, "key": s.stage.key, "state": s.state, "why": s.why}

@@ -33,11 +33,13 @@ def register(app: typer.Typer) -> None:
     app.add_typer(store_app, name="store")
 
 
-def _store(place: Path | None) -> Store:
+def _store(place: str | None) -> Store:
     from spo_bench.api import default_store
-    from spo_bench.store.artifacts import Store
+    from spo_bench.store.opening import open_store
 
-    return Store(place or default_store())
+    store = open_store(place or default_store())
+    store.reach()
+    return store
 
 
 @store_app.command("ls", epilog="Example: spo-bench store ls --kind train")
@@ -105,7 +107,7 @@ def _numbers(entries: list[Entry], found: Inventory, faults: dict[tuple[str, str
 def _record(found: Inventory, faults: dict[tuple[str, str], str], every: bool) -> dict[str, Any]:
     """Return what ``ls --json`` prints."""
     record: dict[str, Any] = {
-        "store": str(found.root),
+        "store": found.place,
         "kinds": {name: _numbers(entries, found, faults) for name, entries in _by_kind(found).items()},
         "unfinished": [{"path": str(one.path), "bytes": one.bytes, "left": one.left} for one in found.parts],
         "checkpoints": [{"kind": one.kind, "key": one.key, "bytes": one.bytes} for one in found.checkpoints],
@@ -137,7 +139,7 @@ def _beside(found: Inventory) -> list[str]:
     """Return what there is beside the entries, a line each."""
     from spo_bench.store.inventory import size
 
-    lines = [f"store: {found.root}"]
+    lines = [f"store: {found.place}"]
     if found.parts:
         left = sum(one.left for one in found.parts)
         total = amount(sum(one.bytes for one in found.parts))
@@ -176,7 +178,7 @@ def verify(
     older = sum(one.older for one in found.entries)
     if json:
         listed = [{**_fault(one), "removed": one in removed} for one in faults]
-        print_json({"store": str(found.root), "entries": len(found.entries), "older": older, "damaged": listed})
+        print_json({"store": found.place, "entries": len(found.entries), "older": older, "damaged": listed})
     else:
         for one in faults:
             told = "; removed" if one in removed else "; another process is using it" if one in busy else ""
@@ -205,6 +207,23 @@ def _remedies(damaged: set[str]) -> list[str]:
     if "database" in damaged:
         said.append("replies that were paid for are never removed: copy the file, and move it away to go on without them")
     return said
+
+
+@store_app.command("fetch", epilog="Example: spo-bench store fetch results/study --store s3://bucket/prefix")
+def fetch(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The run's directory.")],
+    store: StoreDir = None,
+) -> None:
+    """Bring the weights of a run's policies to this machine, from a store behind an address."""
+    from spo_bench.errors import InputError
+    from spo_bench.store.inventory import linked
+
+    found = sorted(set(linked(run)))
+    if not found:
+        raise InputError(f"'{run}' has no policies", "a run's cells link to the policies they trained", "check the path")
+    place = _store(store)
+    for kind, key in found:
+        say(str(place.fetch(kind, key) / "policy"))
 
 
 @store_app.command("gc", epilog="Example: spo-bench store gc --dry-run")

@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 from spo_bench import stopping
 from spo_bench.engine.memory import PROCESS
 from spo_bench.engine.shares import asks_endpoint
-from spo_bench.errors import Busy, Damaged, InputError, Interrupted, SpoBenchError, disk_full, is_disk_full
+from spo_bench.errors import Busy, Damaged, InputError, Interrupted, SpoBenchError, Unreachable, disk_full, is_disk_full
 from spo_bench.models.numerics import add_in_one_order
 from spo_bench.stages.base import Stage
 from spo_bench.stages.registry import How, execute
@@ -64,6 +64,8 @@ def _attempt(stage: Stage, store: Store, threads: int, how: How) -> Ended:
     try:
         with stopping.at_once():
             execute(stage, store, how)
+    except Unreachable as error:
+        return Ended("passing", f"{stage.kind}: {error.given}; {error.remedy}")
     except (InputError, Interrupted):
         raise
     except Damaged as error:

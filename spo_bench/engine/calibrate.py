@@ -20,7 +20,8 @@ from spo_bench.matrix.cells import expand
 from spo_bench.matrix.evaluation import Place
 from spo_bench.matrix.spec import Limit, Spec, TaskSpec
 from spo_bench.stages.base import Stage
-from spo_bench.store.artifacts import HashCache, Store
+from spo_bench.store.artifacts import Store
+from spo_bench.store.hashes import HashCache
 
 SECONDS = 15.0  # that the third round may take, by what the second took
 FEW, MOST_STEPS = 2, 16  # steps of the trainings in the second and at most in the third round

@@ -14,7 +14,8 @@ from spo_bench.matrix.cells import Cell
 from spo_bench.models.source import weights_hash
 from spo_bench.stages.base import Stage, policy_at
 from spo_bench.store import sealed
-from spo_bench.store.artifacts import HashCache, Store
+from spo_bench.store.artifacts import Store
+from spo_bench.store.hashes import HashCache
 
 SCHEMA_VERSION = 1
 DONE = "DONE"  # a cell's file that is written last
@@ -239,6 +240,6 @@ def judge_audits(cells: Sequence[Cell], store: Store) -> dict[str, Any]:
     for cell in cells:
         stage = cell.stages.get("judge_audit")
         if stage is not None and stage.done(store):
-            record = read_json(stage.path(store) / "audit.json")
+            record = read_json(stage.fetch(store, weights=False) / "audit.json")
             found[f"{cell.model}/{cell.task}"] = {"judge": stage.local["judge_name"], **record}
     return found

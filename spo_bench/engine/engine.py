@@ -169,12 +169,12 @@ class Engine:
 
     def _missing(self, every: Sequence[Stage]) -> list[Stage]:
         """Return what is to be made; what failed, now or before, and what reads it, is not."""
-        missing = []
+        missing, there = [], self.store.listing()
         for stage in every:
-            if stage.key in self._failures or stage.done(self.store):
+            if stage.key in self._failures or stage.done(there):
                 continue
             failed = next((self._failures[one.key] for one in stage.inputs.values() if one.key in self._failures), None)
-            before = failed is None and not self.retry_failed and self.store.failure(stage.kind, stage.key)
+            before = failed is None and not self.retry_failed and there.failure(stage.kind, stage.key)
             if failed:
                 self._failures[stage.key] = failed
                 self.watcher.skipped(stage)

@@ -140,7 +140,7 @@ def _data_of(stage: Stage) -> Iterator[Stage]:
 
 def count_rows(data: Stage, store: Store | None, splits: Collection[str] = SPLITS) -> int:
     """Return how many rows the data has in some splits, as counted or as asked for; 0 where nobody knows."""
-    audit = data.path(store) / "audit.json" if store is not None and data.done(store) else None
+    audit = data.path(store) / "audit.json" if store is not None and data.here(store) else None
     if audit is not None and audit.is_file():
         counted = read_json(audit)["splits"]
         return sum(int(counted[split]["kept"]) for split in splits)
@@ -187,16 +187,19 @@ def _longest_row(stage: Stage, share: bool, store: Store | None) -> int | None:
     No prefix but the prompt counts as shared, so it is an upper bound for tries.
     """
     data, copies, spo = stage.inputs["data"], stage.inputs.get("copies"), stage.config.get("spo")
-    if store is None or not data.done(store) or stage.config.get("regime"):
+    if store is None or not data.here(store) or stage.config.get("regime"):
         return None
     path = data.path(store) / "train.jsonl"
-    if not path.is_file() or path.stat().st_size > READ or (copies is not None and not copies.done(store)):
+    if not path.is_file() or path.stat().st_size > READ:
+        return None
+    made = copies.path(store) / "train.safetensors" if copies is not None else None
+    if made is not None and not made.is_file():
         return None
     prompts, answers, counts = _lengths(str(path))
-    if copies is not None:
+    if made is not None:
         import numpy as np
 
-        more, tokens = _copy_lengths(str(copies.path(store) / "train.safetensors"))
+        more, tokens = _copy_lengths(str(made))
         together = np.maximum if _are_answers(spo) else np.add
         answers, counts = together(answers, tokens), together(counts, more)
     return int(((1 if share else counts) * prompts + answers).max(initial=0))

@@ -17,10 +17,11 @@ from typing import Any
 from spo_bench.engine.free import INFINITE, Need
 from spo_bench.engine.memory import GIB, TRAINING, estimate, model_of, origin
 from spo_bench.engine.space import space
-from spo_bench.errors import InputError
+from spo_bench.errors import Damaged, InputError
 from spo_bench.judging.api import ApiJudge
 from spo_bench.judging.capabilities import key_in_environment
 from spo_bench.judging.endpoint import Stopped
+from spo_bench.judging.sharing import get as get_replies
 from spo_bench.judging.store import FILE, ReplyStore, spent_from
 from spo_bench.matrix.cells import Cell
 from spo_bench.matrix.evaluation import endpoint_settings
@@ -117,6 +118,9 @@ def check(ahead: Ahead, problems: Problems, warn: Callable[[str], object]) -> No
         with found.problems.noted():
             for lacking in check_works(name, place):
                 found.warnings.append(f"--{name} '{place}' is without {lacking}: another process there may make the same twice")
+    if ahead.missing or not ahead.cells:
+        with found.problems.noted():
+            ahead.store.reach(write=True)
     _rows(ahead, found)
     _metrics(ahead, found)
     _architectures(ahead, found)
@@ -318,6 +322,7 @@ def _to_ask(ahead: Ahead, read: bool) -> JudgeSpec | None:
         return None
     asking = [stage for stage in ahead.missing if asked(stage) is not None]
     if read and ahead.cells:
+        get_replies(ahead.store)
         return judge if any(_has_to_ask(stage, ahead.store) for stage in asking) else None
     return judge if asking or not ahead.cells else None
 
@@ -331,7 +336,10 @@ def _has_to_ask(stage: Stage, store: Store) -> bool:
     from spo_bench.stages.judge import read_questions
     from spo_bench.stages.judge_audit import as_case
 
-    inputs = {name: source.path(store) for name, source in stage.inputs.items()}
+    try:
+        inputs = {name: source.fetch(store, weights=False) for name, source in stage.inputs.items()}
+    except Damaged:  # it is made again, and read then
+        return True
     if stage.kind == "judge":
         questions = read_questions(inputs)
     else:

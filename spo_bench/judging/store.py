@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
@@ -19,6 +19,10 @@ _TABLES = """
 CREATE TABLE IF NOT EXISTS replies (key TEXT PRIMARY KEY, reply TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS purses (name TEXT PRIMARY KEY, dollars REAL NOT NULL, calls INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS learned (judge TEXT PRIMARY KEY, facts TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS sent (key TEXT PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS got (name TEXT PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS elsewhere
+    (name TEXT, machine TEXT, dollars REAL NOT NULL, calls INTEGER NOT NULL, PRIMARY KEY (name, machine));
 """
 FILE = "judge.sqlite"
 """Its name in an artifact store."""
@@ -92,6 +96,7 @@ class ReplyStore:
         """Keep a reply; one that is there under the same key is replaced, or stays."""
         words = "INSERT OR REPLACE INTO replies VALUES (?, ?)" if replace else "INSERT OR IGNORE INTO replies VALUES (?, ?)"
         self._db.execute(words, (key, canonical_json(reply)))
+        self._db.execute("DELETE FROM sent WHERE key = ?", (key,))
 
     def keep_all(self, replies: Mapping[str, Mapping[str, Any]]) -> None:
         """Keep some replies together: all of them or none."""
@@ -112,9 +117,16 @@ class ReplyStore:
         if purse not in self._opened:
             self._db.execute("INSERT OR IGNORE INTO purses VALUES (?, 0, 0)", (purse,))
             self._opened.add(purse)
+        there = self._elsewhere(purse)
         taken = self._db.execute(
             "UPDATE purses SET dollars = dollars + ?, calls = calls + 1 WHERE name = ? AND dollars + ? <= ? AND calls < ?",
-            (dollars, purse, dollars, inf if max_dollars is None else max_dollars, inf if max_calls is None else max_calls),
+            (
+                dollars,
+                purse,
+                dollars + there.dollars,
+                inf if max_dollars is None else max_dollars,
+                inf if max_calls is None else max_calls - there.calls,
+            ),
         )
         return taken.rowcount == 1
 
@@ -124,9 +136,55 @@ class ReplyStore:
             self._db.execute("UPDATE purses SET dollars = dollars + ? WHERE name = ?", (dollars - reserved, purse))
 
     def spent(self, purse: str) -> Spent:
-        """Return what was taken out of a purse, reservations included."""
+        """Return what was taken out of a purse, reservations included; on other machines too, as far as is known here."""
         row = self._db.execute("SELECT dollars, calls FROM purses WHERE name = ?", (purse,)).fetchone()
-        return Spent(float(row[0]), int(row[1])) if row else Spent()
+        there = self._elsewhere(purse)
+        return Spent(float(row[0]) + there.dollars, int(row[1]) + there.calls) if row else there
+
+    def _elsewhere(self, purse: str) -> Spent:
+        words = "SELECT COALESCE(SUM(dollars), 0.0), COALESCE(SUM(calls), 0) FROM elsewhere WHERE name = ?"
+        row = self._db.execute(words, (purse,)).fetchone()
+        return Spent(float(row[0]), int(row[1]))
+
+    # What machines that share a store behind an address tell each other (``sharing``).
+
+    def unsent(self, most: int) -> dict[str, dict[str, Any]]:
+        """Return replies that were kept here and not sent yet."""
+        words = "SELECT key, reply FROM replies WHERE key NOT IN (SELECT key FROM sent) LIMIT ?"
+        return {key: json.loads(reply) for key, reply in self._db.execute(words, (most,))}
+
+    def sent(self, keys: Iterable[str], name: str) -> None:
+        """Note that replies were sent under a name."""
+        self._together([("INSERT OR IGNORE INTO sent VALUES (?)", (key,)) for key in keys], name)
+
+    def get(self, replies: Mapping[str, Mapping[str, Any]], name: str) -> None:
+        """Keep replies that were sent under a name; those that are there stay."""
+        kept = [("INSERT OR IGNORE INTO replies VALUES (?, ?)", (key, canonical_json(reply))) for key, reply in replies.items()]
+        self._together([*kept, *(("INSERT OR IGNORE INTO sent VALUES (?)", (key,)) for key in replies)], name)
+
+    def has_got(self, name: str) -> bool:
+        """Say whether what was sent under a name is here."""
+        return self._db.execute("SELECT 1 FROM got WHERE name = ?", (name,)).fetchone() is not None
+
+    def _together(self, statements: Sequence[tuple[str, tuple[str, ...]]], name: str) -> None:
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            for words, values in statements:
+                self._db.execute(words, values)
+            self._db.execute("INSERT OR IGNORE INTO got VALUES (?)", (name,))
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
+        self._db.execute("COMMIT")
+
+    def own_purses(self) -> dict[str, Spent]:
+        """Return what was taken out of every purse on this machine."""
+        rows = self._db.execute("SELECT name, dollars, calls FROM purses")
+        return {name: Spent(float(dollars), int(calls)) for name, dollars, calls in rows}
+
+    def told(self, purse: str, machine: str, spent: Spent) -> None:
+        """Note what another machine has taken out of a purse."""
+        self._db.execute("INSERT OR REPLACE INTO elsewhere VALUES (?, ?, ?, ?)", (purse, machine, spent.dollars, spent.calls))
 
     def learned(self, judge: str) -> dict[str, Any]:
         """Return what is known of an endpoint's model from earlier requests; empty where there were none."""

@@ -13,7 +13,6 @@ from spo_bench.judging.capabilities import place as place_of
 from spo_bench.judging.prompt import check_template
 from spo_bench.judging.reading import PARSER
 from spo_bench.judging.settings import LONGEST, longest
-from spo_bench.judging.store import FILE
 from spo_bench.matrix import sources
 from spo_bench.matrix.identity import judge_of, method_identity, metric_content, metric_label, reward_label
 from spo_bench.matrix.kept import kept
@@ -23,7 +22,7 @@ from spo_bench.matrix.spec import MethodSpec, Spec, TaskSpec
 from spo_bench.models.source import model_identity
 from spo_bench.stages.base import Stage
 from spo_bench.stages.registry import version
-from spo_bench.store.artifacts import HashCache
+from spo_bench.store.hashes import HashCache
 from spo_bench.task import Task
 
 RETESTED = 0.2  # share of the audited pairs that are judged twice
@@ -245,7 +244,7 @@ class Evaluation:
             return judge, inputs, local
         judge["parser"] = PARSER  # a better one makes the stage again, from the replies that are kept
         wanted, template = self.spec.judge, self.tasks[task.label].judge_prompt
-        local |= {"max_invalid": wanted.max_invalid, "judge_cache": str(self.place.hashes.root / FILE)}
+        local |= {"max_invalid": wanted.max_invalid}
         if kind == "openai":
             settings, local["judge"] = endpoint_settings(wanted, template, self.place.purse)
             ApiJudge(**settings, **local["judge"])  # refuses what cannot work

@@ -205,14 +205,14 @@ class _Counter:
     def _data(self, stage: Stage) -> _Data:
         """Return what is known of the data a stage judges: a view's own once it is made, else that of the plain data."""
         data = stage.inputs["data"]
-        if data.kind == "rows" and not data.done(self.store):
+        if data.kind == "rows" and not data.here(self.store):
             data = data.inputs["data"]
         if data.key not in self.known:
             self.known[data.key] = self._read(data, stage.local)
         return self.known[data.key]
 
     def _read(self, data: Stage, local: Mapping[str, Any]) -> _Data:
-        if data.done(self.store):
+        if data.here(self.store):
             rows = list(read_jsonl(data.path(self.store) / "eval.jsonl"))
             return _measured([(plain_text(row["prompt"]), row["chosen"], row["rejected"]) for row in rows])
         limit = data.config["limit"]["eval"]

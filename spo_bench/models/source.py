@@ -13,7 +13,7 @@ from typing import Any
 from spo_bench.errors import InputError
 from spo_bench.files import fingerprint, read_json
 from spo_bench.models.known import known_config
-from spo_bench.store.artifacts import HashCache
+from spo_bench.store.hashes import HashCache
 
 EMBEDDED = "embedded"
 INDEX = "model.safetensors.index.json"  # of weights in several files
@@ -252,7 +252,7 @@ def weights_hash(directories: Sequence[Path], hashes: HashCache) -> str | None:
 
     Only weights count, file by file in the order of their names: the same policy has the same hash whatever library saved it.
     """
-    files = [path for directory in directories for path in sorted(directory.glob("*.safetensors"))]
+    files = [path for directory in directories for path in hashes.weights(directory)]
     return fingerprint(*(f"{path.name} {hashes.hash(path)}" for path in files)) if files else None
 
 

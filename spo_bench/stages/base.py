@@ -58,6 +58,14 @@ class Stage:
             return Path(self.local["directory"])
         return store.path(self.kind, self.key)
 
+    def fetch(self, store: Store, weights: bool = True) -> Path:
+        """Return the artifact's directory, brought to this machine where it is not; without ``weights`` these may stay away."""
+        return self.path(store) if self.on_disk else store.fetch(self.kind, self.key, weights)
+
+    def here(self, store: Store) -> bool:
+        """Say whether the artifact is on this machine."""
+        return self.on_disk or store.here(self.kind, self.key)
+
     def done(self, store: Store) -> bool:
         """Say whether the artifact is there."""
         return self.on_disk or store.has(self.kind, self.key)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
+from spo_bench.judging.sharing import sharing
+from spo_bench.judging.store import FILE
 from spo_bench.stages.base import Stage, Work, smaller
 from spo_bench.stages.together import together
 from spo_bench.store.artifacts import Store
@@ -71,6 +74,12 @@ class How:
     wait: bool = True
 
 
+def asks_judge(stage: Stage) -> bool:
+    """Say whether a stage may ask a judge behind an endpoint."""
+    judges = (stage.config.get(name) for name in ("judge", "labeller"))
+    return any(isinstance(judge, Mapping) and judge.get("kind") == "openai" for judge in judges)
+
+
 def execute(stage: Stage, store: Store, how: How | None = None) -> Path:
     """Make a stage's artifact in the store, unless it is there, and return its directory.
 
@@ -81,23 +90,28 @@ def execute(stage: Stage, store: Store, how: How | None = None) -> Path:
     if stage.done(store):
         return stage.path(store)
     how = how or How()
-    module, _, name = KINDS[stage.kind][0].partition(":")
-    checkpoint = Checkpoint(store.checkpoint(stage.kind, stage.key), how.every)
+    module, _, called = KINDS[stage.kind][0].partition(":")
+    name = (stage.kind, stage.key)
+    checkpoint = Checkpoint(store.checkpoint(*name), how.every, store.beyond(*name))
+
+    local = {**stage.local, "judge_cache": str(store.root / FILE)}  # of the machine that makes it
 
     def build(part: Path) -> None:
         for source in stage.inputs.values():
             if not source.on_disk:
                 store.check(source.kind, source.key)
-        function: Callable[[Work], None] = getattr(import_module(module), name)
+        function: Callable[[Work], None] = getattr(import_module(module), called)
         inputs = {label: source.path(store) for label, source in stage.inputs.items()}
         config = smaller(stage.config, how.halvings) if how.halvings else stage.config
-        work = Work(out=part, config=config, inputs=inputs, local=stage.local, checkpoint=checkpoint)
+        work = Work(out=part, config=config, inputs=inputs, local=local, checkpoint=checkpoint)
         if (count := devices(stage)) > 1:
             together(function, work, count)
         else:
             function(work)
 
     note = {"halvings": how.halvings} if how.halvings else {}
-    made = store.make(stage.kind, stage.key, stage.identity, build, how.wait, note)
+    # What a judge was paid for outlives its stage, and the machine on which it was paid.
+    with sharing(store) if asks_judge(stage) else nullcontext():
+        made = store.make(*name, stage.identity, build, how.wait, note)
     checkpoint.clear()
     return made

@@ -69,7 +69,7 @@ def _rank(function: Callable[[Work], None], work: Work, count: int, meeting: Pat
     backend = "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo"
     dist.init_process_group(backend, init_method=meeting.as_uri(), rank=rank, world_size=count)
     ranks = Group(kind)
-    checkpoint = SharedCheckpoint(work.checkpoint.folder, work.checkpoint.every, ranks)
+    checkpoint = SharedCheckpoint(work.checkpoint, ranks)
     own = replace(work, local={**work.local, "device": device}, checkpoint=checkpoint, ranks=ranks)
     if rank > 0:
         own = replace(own, out=meeting.with_name(f"rank-{rank}"))

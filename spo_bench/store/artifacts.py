@@ -10,23 +10,27 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, suppress
 from hashlib import sha256
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any
 
 from spo_bench.errors import Damaged
-from spo_bench.files import canonical_json, file_hash, flush, read_json, write_json
+from spo_bench.files import canonical_json, flush, read_json, write_json
 from spo_bench.store import sealed
+from spo_bench.store.bucket import Object
 from spo_bench.store.locks import is_left_behind, lock, owner
 from spo_bench.store.sealed import OLD_SEAL, SEAL
 
+if TYPE_CHECKING:
+    from spo_bench.store.checkpoints import Beyond
+
 RETRY = "RETRY"  # a file of an artifact that is not final: it holds the number of things that may go better another time
 IDENTITY_FORMAT = 1  # raised when the way keys are made changes; then every key changes, knowingly
-FILE_HASHES = "file-hashes.json"
 FAILURES, CHECKPOINTS, LOCKS, RUNS = "failures", "checkpoints", "locks", "runs"
-NOT_KINDS = (FAILURES, CHECKPOINTS, LOCKS, RUNS)  # folders of a store that hold no artifacts
+REPLIES, PURSES = "replies", "purses"
+NOT_KINDS = (FAILURES, CHECKPOINTS, LOCKS, RUNS, REPLIES, PURSES)  # folders of a store that hold no artifacts
 TAKEN = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT)  # a rename onto a folder says so; over NFS also one that went well
 
 
@@ -45,14 +49,41 @@ class Store:
     def __init__(self, root: Path) -> None:
         self.root = Path(root).expanduser().absolute()
 
+    @property
+    def place(self) -> str:
+        """What a person gives to name it."""
+        return str(self.root)
+
+    @property
+    def machine(self) -> str | None:
+        """A name for all who keep what they do not share in the same directory; None where there is nobody else."""
+        return None
+
+    def listing(self) -> Store:
+        """Return the store as it will be when it is first looked at: for who asks of very many artifacts."""
+        return Listing(self.root)
+
+    def reach(self, write: bool = False) -> None:
+        """Make sure that it answers, and with ``write`` that it can be written to: a directory is looked at by its path."""
+
     def path(self, kind: str, key: str) -> Path:
-        """Return where an artifact is, or would be."""
+        """Return where an artifact is on this machine, or would be."""
         return self.root / kind / key
+
+    def fetch(self, kind: str, key: str, weights: bool = True) -> Path:
+        """Return where an artifact is on this machine, brought here first where it is not; without ``weights``, these may stay
+        away.
+        """
+        return self.path(kind, key)
+
+    def here(self, kind: str, key: str) -> bool:
+        """Say whether the artifact is on this machine."""
+        # As text: a plan asks this of every stage, and building path objects would take most of its time.
+        return os.path.isfile(f"{self.root}/{kind}/{key}/{SEAL}")
 
     def has(self, kind: str, key: str) -> bool:
         """Say whether the artifact is there and complete; whether it is still as it was made, ``check`` says."""
-        # As text: a plan asks this of every stage, and building path objects would take most of its time.
-        return os.path.isfile(f"{self.root}/{kind}/{key}/{SEAL}")
+        return self.here(kind, key)
 
     def record(self, kind: str, key: str) -> Mapping[str, Any] | None:
         """Return the seal of a finished artifact (kind, key, identity, what was noted when it was made, files with size and
@@ -113,20 +144,30 @@ class Store:
         if self.has(kind, key):
             return final
         with self.making(kind, key, wait):
-            if self.has(kind, key):
-                return final
-            final.parent.mkdir(parents=True, exist_ok=True)
-            self._sweep(kind, key)
-            part = final.with_name(f"{key}.{owner()}.part")
-            part.mkdir()
-            try:
-                build(part)
-                sealed.seal(part, {"kind": kind, "key": key, "identity": identity, **(note or {})})
-                self._place(kind, key, part)
-            finally:
-                shutil.rmtree(part, ignore_errors=True)
-            self.forgive(kind, key)
+            if not self.has(kind, key):
+                self._make(kind, key, build, {"kind": kind, "key": key, "identity": identity, **(note or {})})
+                self.forgive(kind, key)
         return final
+
+    def _make(self, kind: str, key: str, build: Callable[[Path], object], record: Mapping[str, Any]) -> None:
+        """Build an artifact, seal it with a record, and give it its place."""
+        with self._beside(kind, key) as part:
+            build(part)
+            sealed.seal(part, record)
+            self._place(kind, key, part)
+
+    @contextmanager
+    def _beside(self, kind: str, key: str) -> Iterator[Path]:
+        """Give an empty directory beside an artifact's place, which is removed at the end if it is still there."""
+        final = self.path(kind, key)
+        final.parent.mkdir(parents=True, exist_ok=True)
+        self._sweep(kind, key)
+        part = final.with_name(f"{key}.{owner()}.part")
+        part.mkdir()
+        try:
+            yield part
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
 
     def _sweep(self, kind: str, key: str) -> None:
         """Remove what dead owners left of an artifact."""
@@ -144,7 +185,7 @@ class Store:
             except OSError as error:
                 if error.errno not in TAKEN or last:
                     raise
-                if self.has(kind, key):
+                if self.here(kind, key):
                     return
                 self._set_aside(final)
             else:
@@ -194,7 +235,15 @@ class Store:
         Raises:
             Busy: another process holds it, and ``wait`` is False.
         """
-        return lock(self.root / LOCKS / f"{kind}-{key}", wait)
+        return self.lock(f"{kind}-{key}", wait)
+
+    def lock(self, name: str, wait: bool = True) -> AbstractContextManager[None]:
+        """Hold a lock among all who use the store.
+
+        Raises:
+            Busy: another process holds it, and ``wait`` is False.
+        """
+        return lock(self.root / LOCKS / name, wait)
 
     def remains(self, kind: str, key: str) -> str | None:
         """Return why what lies in the place of an artifact that is not there does not count; None where nothing does."""
@@ -205,27 +254,84 @@ class Store:
 
     def fail(self, kind: str, key: str, reason: str) -> None:
         """Keep why an artifact cannot be made: with the same inputs it fails the same way."""
-        write_json(self._failure(kind, key), {"kind": kind, "key": key, "reason": reason})
+        self.keep_note(FAILURES, f"{kind}-{key}", {"kind": kind, "key": key, "reason": reason})
 
     def failure(self, kind: str, key: str) -> str | None:
         """Return why an artifact could not be made before; None where nothing says that it cannot."""
-        if not os.path.isfile(f"{self.root}/{FAILURES}/{kind}-{key}"):
+        if not self._is_noted(FAILURES, f"{kind}-{key}"):
             return None
         try:
-            return str(read_json(self._failure(kind, key))["reason"])
+            return str(self.note(FAILURES, f"{kind}-{key}")["reason"])
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
     def forgive(self, kind: str, key: str) -> None:
         """Forget that an artifact could not be made."""
-        self._failure(kind, key).unlink(missing_ok=True)
+        self.drop_note(FAILURES, f"{kind}-{key}")
 
     def checkpoint(self, kind: str, key: str) -> Path:
         """Return the folder for what is kept of an artifact while it is being made; only its maker may look into it."""
         return self.root / CHECKPOINTS / f"{kind}-{key}"
 
-    def _failure(self, kind: str, key: str) -> Path:
-        return self.root / FAILURES / f"{kind}-{key}"
+    def beyond(self, kind: str, key: str) -> Beyond | None:
+        """Return where checkpoints of an artifact are kept besides; None where they need no second place."""
+        return None
+
+    def examine(self, kind: str, key: str) -> str | None:
+        """Return what is wrong with an artifact where it is kept, all of which is read; None where nothing is."""
+        return self.fault(kind, key)
+
+    def examine_folder(self, name: str) -> str | None:
+        """Return what is wrong with another sealed folder of the store, all of which is read."""
+        return sealed.fault(self.root / name)
+
+    def wipe(self, place: PurePath) -> None:
+        """Remove a file, or a folder with all that is in it."""
+        path = Path(place)
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+    def drop_lock(self, name: str) -> None:
+        """Remove what is left of a lock that nobody holds.
+
+        Raises:
+            Busy: somebody does.
+        """
+        with lock(self.root / LOCKS / name, wait=False):
+            pass
+
+    def named(self, name: str) -> PurePath:
+        """Return the place of something in the store, by its name there."""
+        return self.root / name
+
+    # Small things by name, in a folder: remembered failures, claims of runs.
+
+    def notes(self, folder: str) -> dict[str, Object]:
+        """Return the names in a folder, with size and time."""
+        names = sorted(os.listdir(self.root / folder)) if (self.root / folder).is_dir() else []
+        states = {name: os.stat(self.root / folder / name) for name in names if not name.startswith(".")}
+        return {name: Object(state.st_size, state.st_mtime) for name, state in states.items()}
+
+    def note(self, folder: str, name: str) -> Any:
+        """Return what is kept under a name.
+
+        Raises:
+            OSError, ValueError: it is not there, or cannot be read.
+        """
+        return read_json(self.root / folder / name)
+
+    def keep_note(self, folder: str, name: str, value: Any) -> None:
+        """Keep a JSON value under a name."""
+        write_json(self.root / folder / name, value)
+
+    def drop_note(self, folder: str, name: str) -> None:
+        """Remove what is kept under a name, if it is there."""
+        (self.root / folder / name).unlink(missing_ok=True)
+
+    def _is_noted(self, folder: str, name: str) -> bool:
+        return os.path.isfile(f"{self.root}/{folder}/{name}")
 
 
 class Listing(Store):
@@ -259,35 +365,3 @@ class Listing(Store):
             place = self.root / folder
             self._names[folder] = set(os.listdir(place)) if place.is_dir() else set()
         return name in self._names[folder]
-
-
-class HashCache:
-    """Hashes of large files, remembered by path, size and modification time, so that planning does not read weights twice."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = Path(root).expanduser().absolute()
-        self._path = self.root / FILE_HASHES
-        self._known: dict[str, str] = {}
-        with suppress(OSError, ValueError):
-            known = read_json(self._path)
-            self._known = known if isinstance(known, dict) else {}
-
-    def hash(self, path: Path) -> str:
-        """Return the SHA-256 of a file's content; of a file in the store as it was when it was made."""
-        if (known := self._in_store(path)) is not None:
-            return known
-        state = path.stat()
-        mark = f"{path.resolve()}|{state.st_size}|{state.st_mtime_ns}"
-        if mark not in self._known:
-            self._known[mark] = file_hash(path)
-            if self.root.is_dir():  # planning makes no store
-                with suppress(OSError):  # nor does it need to write
-                    write_json(self._path, self._known)
-        return self._known[mark]
-
-    def _in_store(self, path: Path) -> str | None:
-        """Return what the seal of the entry that a file belongs to says of it."""
-        with suppress(ValueError, OSError, KeyError, IndexError):
-            kind, key, *name = path.absolute().relative_to(self.root).parts
-            return str(sealed.record(self.root / kind / key)["files"]["/".join(name)]["sha256"])
-        return None

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from spo_bench import stopping
-from spo_bench.errors import Interrupted
+from spo_bench.errors import Interrupted, Unreachable
 from spo_bench.store import sealed, shards
 from spo_bench.store.provenance import packages
 
@@ -68,23 +68,39 @@ class Saved:
         return rest
 
 
+class Beyond(Protocol):
+    """A second place for the newest checkpoint of a stage, from which another machine can go on."""
+
+    def fetch(self, folder: Path, newest: int) -> None:
+        """Bring the newest into a folder, if its number is above ``newest``."""
+
+    def keep(self, folder: Path) -> None:
+        """Keep a checkpoint, in place of those before it."""
+
+    def clear(self) -> None:
+        """Remove all of them."""
+
+
 class Checkpoint:
     """One stage's checkpoints, of which only the newest stays. Numbers are kept as they are; none is written as a pickle.
 
     Args:
         folder: where they are; None: nothing is kept, and a signal ends the stage at once.
         every: seconds between two; 0: after every step.
+        beyond: where they are kept besides.
     """
 
-    def __init__(self, folder: Path | None = None, every: float = EVERY) -> None:
-        self.folder, self.every = folder, every
+    def __init__(self, folder: Path | None = None, every: float = EVERY, beyond: Beyond | None = None) -> None:
+        self.folder, self.every, self.beyond = folder, every, beyond
         self._begun, self._cost, self._number = time.monotonic(), 0.0, 0
 
     def load(self) -> Saved | None:
         """Return the newest checkpoint that is whole and was kept by the same code; None where there is none."""
-        if self.folder is None or not self.folder.is_dir():
+        if self.folder is None:
             return None
-        there = sorted((path for path in self.folder.iterdir() if path.name.isdigit()), key=lambda path: -int(path.name))
+        if self.beyond is not None:
+            self.beyond.fetch(self.folder, max((int(path.name) for path in self._numbered()), default=0))
+        there = sorted(self._numbered(), key=lambda path: -int(path.name))
         self._number = int(there[0].name) if there else 0
         for folder in there:
             if why := sealed.fault(folder):
@@ -96,6 +112,10 @@ class Checkpoint:
                 continue
             return Saved(folder, record["values"])
         return None
+
+    def _numbered(self) -> list[Path]:
+        there = self.folder is not None and self.folder.is_dir()
+        return [path for path in self.folder.iterdir() if path.name.isdigit()] if self.folder is not None and there else []
 
     def keeping(self) -> AbstractContextManager[None]:
         """Let a signal wait for the next ``step`` while the context lasts."""
@@ -165,11 +185,18 @@ class Checkpoint:
         for folder in part.parent.iterdir():
             if folder != final:
                 shutil.rmtree(folder, ignore_errors=True)
+        if self.beyond is not None:
+            try:
+                self.beyond.keep(final)
+            except Unreachable as error:  # nothing is lost here, and the next one may get through
+                log.warning("checkpoint %s is on this machine alone: %s", final, error.given)
 
     def clear(self) -> None:
         """Remove what is kept: the stage has left its artifact."""
         if self.folder is not None:
             shutil.rmtree(self.folder, ignore_errors=True)
+        if self.beyond is not None:
+            self.beyond.clear()
 
 
 def made_by() -> dict[str, str | None]:

@@ -6,11 +6,12 @@ from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from hashlib import sha256
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
-from spo_bench.files import read_json, write_json
+from spo_bench.files import read_json
 from spo_bench.store.artifacts import LOCKS, RUNS, Store
+from spo_bench.store.bucket import Object
 from spo_bench.store.locks import is_gone, lock, machine_of, owner
 
 
@@ -19,14 +20,16 @@ class Claim:
     """A run's claim on a store.
 
     Attributes:
-        path: the file of the claim.
+        path: the claim's place in the store.
+        file: its size, and when it was made.
         out: the run's directory.
         purse: by which the run is known from another one in the same directory, there or on another machine.
         owner: the process that made the claim.
         keys: kind -> keys of its stages, those included that no cell names.
     """
 
-    path: Path
+    path: PurePath
+    file: Object
     out: Path
     purse: str
     owner: str
@@ -35,7 +38,7 @@ class Claim:
     @property
     def stands(self) -> bool:
         """Whether the run is still where it was, or under way."""
-        return purse_of(self.out) == self.purse or not is_gone(self.owner, self.path)
+        return purse_of(self.out) == self.purse or not is_gone(self.owner, self.file.modified)
 
 
 def purse_of(out: Path) -> str | None:
@@ -57,59 +60,55 @@ def claim(store: Store, out: Path, purse: str, stages: Iterable[tuple[str, str]]
     keys: dict[str, list[str]] = {}
     for kind, key in sorted(set(stages)):
         keys.setdefault(kind, []).append(key)
-    own = _path(store, out, purse)
+    own = f"{_name(out)}-{purse}"
     with clearing(store):
-        write_json(own, {"out": str(out.resolve()), "purse": purse, "owner": owner(), "keys": keys})
-        for path in own.parent.glob(f"{_name(out)}-*"):
+        store.keep_note(RUNS, own, {"out": str(out.resolve()), "purse": purse, "owner": owner(), "keys": keys})
+        for name, file in store.notes(RUNS).items():
             with suppress(ValueError):
-                if path != own and machine_of(_read(path).owner) == machine_of(owner()):
-                    path.unlink()
+                same = name.startswith(f"{_name(out)}-") and name != own
+                if same and machine_of(_read(store, name, file).owner) == machine_of(owner()):
+                    store.drop_note(RUNS, name)
 
 
 def release(store: Store, out: Path, purse: str) -> None:
     """Take back the claim of a run that has left nothing in its directory."""
     with clearing(store):
-        _path(store, out, purse).unlink(missing_ok=True)
+        store.drop_note(RUNS, f"{_name(out)}-{purse}")
 
 
-def claims(store: Store) -> tuple[list[Claim], dict[Path, str]]:
+def claims(store: Store) -> tuple[list[Claim], dict[PurePath, str]]:
     """Return the claims on a store, and why some cannot be read: what they claim is not known."""
-    found, unread, folder = list[Claim](), dict[Path, str](), store.root / RUNS
-    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
-        if not path.name.startswith("."):
-            try:
-                found.append(_read(path))
-            except ValueError as error:
-                unread[path] = str(error)
+    found, unread = list[Claim](), dict[PurePath, str]()
+    for name, file in store.notes(RUNS).items():
+        try:
+            found.append(_read(store, name, file))
+        except ValueError as error:
+            unread[store.named(f"{RUNS}/{name}")] = str(error)
     return found, unread
 
 
-def _read(path: Path) -> Claim:
+def _read(store: Store, name: str, file: Object) -> Claim:
     """Return a claim.
 
     Raises:
         ValueError: it cannot be read.
     """
     try:
-        found: dict[str, Any] = read_json(path)
+        found: dict[str, Any] = store.note(RUNS, name)
         keys = {kind: frozenset(keys) for kind, keys in found["keys"].items()}
-        return Claim(path, Path(found["out"]), str(found["purse"]), str(found["owner"]), keys)
+        return Claim(store.named(f"{RUNS}/{name}"), file, Path(found["out"]), str(found["purse"]), str(found["owner"]), keys)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"it cannot be read ({type(error).__name__}: {error})") from error
 
 
 def clearing(store: Store) -> AbstractContextManager[None]:
     """Hold the lock under which claims are made and what nobody claims is cleared away."""
-    return lock(store.root / LOCKS / RUNS)
+    return store.lock(RUNS)
 
 
 def finishing(store: Store, out: Path) -> AbstractContextManager[None]:
     """Hold the lock under which a run's directory is written to, so that two of the same run do not write at once."""
     return lock(store.root / LOCKS / f"run-{_name(out)}")
-
-
-def _path(store: Store, out: Path, purse: str) -> Path:
-    return store.root / RUNS / f"{_name(out)}-{purse}"
 
 
 def _name(out: Path) -> str:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Literal
 
 from spo_bench.errors import Busy, InputError
-from spo_bench.store.artifacts import LOCKS, RUNS, Store
+from spo_bench.store.artifacts import RUNS, Store
 from spo_bench.store.claims import Claim, clearing
 from spo_bench.store.inventory import Inventory, check_there, linked, look, size
-from spo_bench.store.locks import is_held, lock
 
 DAY = 86400  # seconds after which a small file that was never finished is nobody's
 
@@ -36,7 +34,7 @@ class Rubbish:
     """
 
     what: Literal["entry", "part", "checkpoint", "failure", "claim", "lock", "unfinished file"]
-    path: Path
+    path: PurePath
     why: str
     bytes: int
     kind: str = ""
@@ -126,14 +124,13 @@ def _rubbish(found: Inventory, kept: Sequence[Claim], keep: Sequence[Path]) -> I
             yield Rubbish("failure", failure.path, UNUSED, failure.bytes, *failure.name)
     for claim in found.claims:
         if claim not in kept:
-            yield Rubbish("claim", claim.path, f"its run is not in '{claim.out}'", size(claim.path))
-    for path in found.locks:
-        if path.name != RUNS and not is_held(path):
-            yield Rubbish("lock", path, "nobody holds it", size(path))
-    for folder in (found.root, found.root / RUNS, found.root / "failures"):
-        for path in folder.glob(".*.part"):
-            if path.is_file() and time.time() - path.stat().st_mtime > DAY:
-                yield Rubbish("unfinished file", path, "it was never finished", size(path))
+            yield Rubbish("claim", claim.path, f"its run is not in '{claim.out}'", claim.file.size)
+    for place in found.locks:
+        if place.name != RUNS:
+            yield Rubbish("lock", place, "nobody holds it", 0)
+    for path in found.unfinished:
+        if path.is_file() and time.time() - path.stat().st_mtime > DAY:
+            yield Rubbish("unfinished file", path, "it was never finished", size(path))
 
 
 def _remove(store: Store, one: Rubbish) -> bool:
@@ -143,12 +140,11 @@ def _remove(store: Store, one: Rubbish) -> bool:
             store.remove(one.kind, one.key, wait=False)
         elif one.what in ("part", "checkpoint", "failure"):
             with store.making(one.kind, one.key, wait=False):
-                shutil.rmtree(one.path) if one.path.is_dir() else one.path.unlink(missing_ok=True)
+                store.wipe(one.path)
         elif one.what == "lock":
-            with lock(store.root / LOCKS / one.path.name, wait=False):
-                pass
+            store.drop_lock(one.path.name)
         else:
-            one.path.unlink(missing_ok=True)
+            store.wipe(one.path)
     except (Busy, FileNotFoundError):
-        return not one.path.exists()
+        return isinstance(one.path, Path) and not one.path.exists()
     return True

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -16,8 +15,8 @@ from urllib.parse import quote
 
 from spo_bench.errors import Busy
 from spo_bench.files import file_hash, read_json
-from spo_bench.store import sealed
-from spo_bench.store.artifacts import FILE_HASHES, Store
+from spo_bench.store.artifacts import CHECKPOINTS, FAILURES, RUNS, Store
+from spo_bench.store.hashes import FILE_HASHES
 from spo_bench.store.inventory import Beside, Inventory, size
 
 THREADS = 8  # hashing waits for the disk as much as for a core
@@ -87,27 +86,28 @@ def verify(store: Store, found: Inventory, tell: Callable[[int, int], object]) -
 def _entries(store: Store, found: Inventory) -> Iterator[_Check]:
     for one in found.entries:
         if not one.older:
-            find = partial(_twice, one.path, partial(store.fault, one.kind, one.key))
+            find = partial(_twice, one.exists, partial(store.examine, one.kind, one.key))
             yield _Check("entry", f"{one.kind}/{one.key}", one.bytes, find, one.kind, one.key)
 
 
 def _checkpoints(store: Store, found: Inventory) -> Iterator[_Check]:
     for one in found.checkpoints:
-        for folder in sorted(path for path in one.path.iterdir() if path.name.isdigit()):
-            find = partial(_twice, folder, partial(sealed.fault, folder))
-            yield _Check("checkpoint", str(folder.relative_to(store.root)), size(folder), find, one.kind, one.key)
+        for folder, bytes_ in one.saved.items():
+            name = f"{CHECKPOINTS}/{one.kind}-{one.key}/{folder.name}"
+            find = partial(_twice, one.exists, partial(store.examine_folder, name))
+            yield _Check("checkpoint", name, bytes_, find, one.kind, one.key)
 
 
-def _twice(path: Path, find: Callable[[], str | None]) -> str | None:
+def _twice(exists: Callable[[], bool], find: Callable[[], str | None]) -> str | None:
     """Return what is wrong, if it still is: a run may have removed it, or made it again, while it was read."""
-    return find() and (find() if path.exists() else None)
+    return find() and (find() if exists() else None)
 
 
 def _others(store: Store, found: Inventory) -> Iterator[_Check]:
     for one in found.failures:
-        yield _Check("failure", str(one.path.relative_to(store.root)), 0, partial(_failure_fault, one), one.kind, one.key)
-    for path, why in found.unread.items():
-        yield _Check("claim", str(path.relative_to(store.root)), 0, partial(str, why))
+        yield _Check("failure", f"{FAILURES}/{one.path.name}", 0, partial(_failure_fault, store, one), one.kind, one.key)
+    for place, why in found.unread.items():
+        yield _Check("claim", f"{RUNS}/{place.name}", 0, partial(str, why))
     if (path := store.root / FILE_HASHES).exists():
         try:
             for file, hashed in _remembered(path):
@@ -118,9 +118,9 @@ def _others(store: Store, found: Inventory) -> Iterator[_Check]:
         yield _Check("database", path.name, size(path), partial(database_fault, path))
 
 
-def _failure_fault(one: Beside) -> str | None:
+def _failure_fault(store: Store, one: Beside) -> str | None:
     try:
-        kept = read_json(one.path)
+        kept = store.note(FAILURES, one.path.name)
         sound = (kept["kind"], kept["key"]) == (one.kind, one.key) and isinstance(kept["reason"], str)
     except FileNotFoundError:  # forgiven meanwhile
         return None
@@ -179,7 +179,7 @@ def remove(store: Store, faults: Sequence[Fault]) -> tuple[list[Fault], list[Fau
                 store.discard(fault.kind, fault.key, wait=False)
             elif fault.what == "checkpoint":
                 with store.making(fault.kind, fault.key, wait=False):
-                    shutil.rmtree(store.root / fault.name, ignore_errors=True)
+                    store.wipe(store.named(fault.name))
             elif fault.what == "failure":
                 store.forgive(fault.kind, fault.key)
             elif fault.what == "file hashes":

@@ -8,18 +8,18 @@ from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from spo_bench.errors import InputError, unknown
 from spo_bench.store import sealed
-from spo_bench.store.artifacts import CHECKPOINTS, FAILURES, LOCKS, NOT_KINDS, Store
+from spo_bench.store.artifacts import CHECKPOINTS, FAILURES, LOCKS, NOT_KINDS, RUNS, Store
 from spo_bench.store.claims import Claim, claims
-from spo_bench.store.locks import is_left_behind
+from spo_bench.store.locks import is_held, is_left_behind
 from spo_bench.store.sealed import OLD_SEAL, SEAL
 
 KEY = re.compile(r"[0-9a-f]{32}")
 _PART = re.compile(r"([0-9a-f]{32})\..+\.(part|gone)")
-_NAMED = re.compile(r"(\w+)-([0-9a-f]{32})")
+NAMED = re.compile(r"(\w+)-([0-9a-f]{32})")
 DATABASES = "*.sqlite"  # what a judge was paid for
 
 
@@ -35,7 +35,7 @@ class Beside:
 
     kind: str
     key: str
-    path: Path
+    path: PurePath
     left: bool = False
 
     @property
@@ -46,7 +46,16 @@ class Beside:
     @cached_property
     def bytes(self) -> int:
         """How long it is, all its files together."""
-        return size(self.path)
+        return size(Path(self.path))
+
+    @property
+    def saved(self) -> dict[PurePath, int]:
+        """Of checkpoints: where each is, and its bytes."""
+        return {path: size(path) for path in sorted(Path(self.path).iterdir()) if path.name.isdigit()}
+
+    def exists(self) -> bool:
+        """Say whether it is still there."""
+        return Path(self.path).exists()
 
 
 @dataclass(frozen=True)
@@ -56,26 +65,26 @@ class Entry(Beside):
     @property
     def sealed(self) -> bool:
         """Whether it is there for a reader."""
-        return (self.path / SEAL).is_file()
+        return Path(self.path / SEAL).is_file()
 
     @cached_property
     def older(self) -> bool:
         """Whether an older version wrote it, without checksums: then it counts for nothing."""
-        return not self.sealed and (self.path / OLD_SEAL).is_file()
+        return not self.sealed and Path(self.path / OLD_SEAL).is_file()
 
     @property
     def made(self) -> float:
         """When it was sealed, in seconds since 1970."""
         for name in (SEAL, OLD_SEAL, "."):
             try:
-                return (self.path / name).stat().st_mtime
+                return Path(self.path / name).stat().st_mtime
             except OSError:
                 continue
         return 0.0
 
     def fault(self) -> str | None:
         """Return what is wrong with it at a glance, without reading its files: their names and sizes alone."""
-        return None if self.older else sealed.fault(self.path, contents=False)
+        return None if self.older else sealed.fault(Path(self.path), contents=False)
 
 
 @dataclass(frozen=True)
@@ -83,24 +92,28 @@ class Inventory:
     """A store at a moment.
 
     Attributes:
-        root: where it is.
+        place: where it is, as a person names it.
         entries: artifacts, by kind and key.
         parts: what is, or was, under way to become an entry or to be removed.
         checkpoints: what is kept of stages that are under way or were stopped.
         failures: why artifacts could not be made.
-        locks: files of locks, held or not.
+        locks: what is left of locks that nobody holds.
+        unfinished: small files that were never finished.
+        databases: files of replies that a judge was paid for, on this machine.
         claims: of runs.
         unread: claims that cannot be read, and why.
     """
 
-    root: Path
+    place: str
     entries: Sequence[Entry]
     parts: Sequence[Beside]
     checkpoints: Sequence[Beside]
     failures: Sequence[Beside]
-    locks: Sequence[Path]
+    locks: Sequence[PurePath]
+    unfinished: Sequence[Path]
+    databases: Sequence[Path]
     claims: Sequence[Claim]
-    unread: Mapping[Path, str]
+    unread: Mapping[PurePath, str]
 
     @cached_property
     def claimed(self) -> dict[tuple[str, str], list[Claim]]:
@@ -111,11 +124,6 @@ class Inventory:
                 for key in keys:
                     found[kind, key].append(claim)
         return found
-
-    @cached_property
-    def databases(self) -> list[Path]:
-        """Files of replies that a judge was paid for."""
-        return sorted(self.root.glob(DATABASES))
 
 
 def check_there(store: Store) -> None:
@@ -138,6 +146,11 @@ def look(store: Store, kind: str | None = None) -> Inventory:
     Raises:
         InputError: there is no store, or nothing of that kind in it.
     """
+    from spo_bench.store.remote import RemoteStore
+    from spo_bench.store.remote_inventory import look_behind
+
+    if isinstance(store, RemoteStore):
+        return look_behind(store, kind)
     check_there(store)
     entries, parts = list[Entry](), list[Beside]()
     for folder in _folders(store.root):
@@ -152,13 +165,16 @@ def look(store: Store, kind: str | None = None) -> Inventory:
         raise unknown("kind", kind, {path.name for path in _folders(store.root)} - set(NOT_KINDS), f"the store '{store.root}'")
     found, unread = claims(store)
     checkpoints, failures = (_beside(store.root / name, kind) for name in (CHECKPOINTS, FAILURES))
-    locks = sorted(path for path in _listing(store.root / LOCKS) if path.is_file())
-    return Inventory(store.root, entries, parts, checkpoints, failures, locks, found, unread)
+    locks = sorted(path for path in _listing(store.root / LOCKS) if path.is_file() and not is_held(path))
+    small = (store.root, *(store.root / name for name in (RUNS, FAILURES)))
+    unfinished = [path for folder in small for path in folder.glob(".*.part") if path.is_file()]
+    databases = sorted(store.root.glob(DATABASES))
+    return Inventory(store.place, entries, parts, checkpoints, failures, locks, unfinished, databases, found, unread)
 
 
 def _beside(folder: Path, kind: str | None) -> list[Beside]:
     """Return what is kept by the names of entries."""
-    matches = ((path, _NAMED.fullmatch(path.name)) for path in sorted(_listing(folder)))
+    matches = ((path, NAMED.fullmatch(path.name)) for path in sorted(_listing(folder)))
     return [Beside(name[1], name[2], path) for path, name in matches if name and (kind is None or name[1] == kind)]
 
 

@@ -83,14 +83,17 @@ def machine_of(owner: str) -> str:
 
 def is_left_behind(path: Path) -> bool:
     """Say whether the owner in a path's name ("KEY.OWNER.part") is dead."""
-    return is_gone(path.name.split(".")[-2] if path.name.count(".") >= 2 else "", path)
+    try:
+        written = path.stat().st_mtime
+    except OSError:
+        written = time.time()
+    return is_gone(path.name.split(".")[-2] if path.name.count(".") >= 2 else "", written)
 
 
-def is_gone(name: str, path: Path) -> bool:
-    """Say whether the owner of a path is dead: no process of this machine, or long ago another's."""
-    with suppress(OSError):
-        if time.time() - path.stat().st_mtime > FORGOTTEN:
-            return True
+def is_gone(name: str, written: float) -> bool:
+    """Say whether the owner of something is dead: no process of this machine, or another's that wrote it long ago."""
+    if time.time() - written > FORGOTTEN:
+        return True
     parts = name.rsplit("_", 2)
     if len(parts) != 3 or not parts[1].isdigit():
         return True

@@ -114,12 +114,12 @@ class SharedCheckpoint(Checkpoint):
     """A stage's checkpoints that all ranks keep together, each its part; another number of ranks can go on from them.
 
     Args:
-        folder, every: as of ``Checkpoint``.
-        ranks: all that keep it.
+        kept: those of one process.
+        ranks: all that keep them.
     """
 
-    def __init__(self, folder: Path | None, every: float, ranks: Ranks) -> None:
-        super().__init__(folder, every)
+    def __init__(self, kept: Checkpoint, ranks: Ranks) -> None:
+        super().__init__(kept.folder, kept.every, kept.beyond)
         self.ranks = ranks
 
     def load(self) -> Saved | None:
