@@ -84,6 +84,15 @@ def run(
         bool,
         typer.Option("--retry-failed", help="Try again what failed before, with the same inputs.", rich_help_panel=WHAT),
     ] = False,
+    track: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--track",
+            metavar="TRACKER",
+            help="Also log to wandb, trackio, mlflow or tensorboard (repeatable).",
+            rich_help_panel=WHERE,
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would run.", rich_help_panel=WHAT)] = False,
     method: Methods = None,
     task: Tasks = None,
@@ -104,9 +113,11 @@ def run(
     from spo_bench.cli.progress import RunProgress, clock
     from spo_bench.engine.memory import GIB
     from spo_bench.matrix.judge_cost import judge_warnings
+    from spo_bench.tracking import choose
 
     side_by_side, room = api.choose_jobs(jobs, spec, device), None if memory is None else memory * GIB
     api.check_memory(room, side_by_side)
+    trackers = choose(track or ())
     if dry_run:
         together = f"{side_by_side} stage{'s' if side_by_side > 1 else ''} at a time"
         within = f", side by side within {memory:g} GiB" if memory is not None else ""
@@ -139,6 +150,7 @@ def run(
             tasks_dirs=folders,
             checkpoint=60 * checkpoint,
             retry_failed=retry_failed,
+            track=trackers,
             watch=watch,
             warn=warn,
         )

@@ -80,6 +80,7 @@ class Engine:
             given.
         every: seconds between the checkpoints of a stage.
         retry_failed: whether stages that failed before are tried again, which with the same inputs would fail the same way.
+        live: whether somebody follows the rows of trainings.
     """
 
     def __init__(
@@ -91,9 +92,10 @@ class Engine:
         whole: Sequence[Stage] | None = None,
         every: float = EVERY,
         retry_failed: bool = False,
+        live: bool = False,
     ) -> None:
         self.store, self.jobs, self.watcher, self.memory, self.whole = store, jobs, watcher, memory, whole
-        self.every, self.retry_failed = every, retry_failed
+        self.every, self.retry_failed, self.live = every, retry_failed, live
         self._pool: Pool | None = None
         self._workers = jobs
         self._free: Need | None = None
@@ -241,7 +243,7 @@ class Engine:
         return self._pool.submit(attempt, stage, self.store, threads, self._how(stage))
 
     def _how(self, stage: Stage) -> How:
-        return How(self._halvings.get(stage.key, 0), self.every, wait=False)
+        return How(self._halvings.get(stage.key, 0), self.every, wait=False, live=self.live)
 
     def _tell(self, schedule: Schedule, stage: Stage, ended: Ended, seconds: float) -> None:
         """Note how an attempt ended; what depends on a stage that failed is skipped for the same reason."""

@@ -11,6 +11,7 @@ from typing import Any
 from spo_bench.models.numerics import Numerics
 from spo_bench.store.artifacts import Store, digest
 from spo_bench.store.checkpoints import Checkpoint
+from spo_bench.store.live import Live
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +73,7 @@ class Work:
         inputs: directories of the input artifacts.
         local: the stage's local settings.
         checkpoint: what it keeps to go on where it was stopped.
+        live: who follows the rows of a training.
     """
 
     out: Path
@@ -79,6 +81,7 @@ class Work:
     inputs: Mapping[str, Path]
     local: Mapping[str, Any]
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    live: Live = field(default_factory=Live)
 
     @property
     def numerics(self) -> Numerics:

@@ -10,6 +10,7 @@ from pathlib import Path
 from spo_bench.stages.base import Stage, Work, smaller
 from spo_bench.store.artifacts import Store
 from spo_bench.store.checkpoints import EVERY, Checkpoint
+from spo_bench.store.live import LIVE, Live
 
 # kind -> (function, version). Raise a version whenever the function, or what it calls, changes the numbers it writes.
 KINDS = {
@@ -46,11 +47,13 @@ class How:
         halvings: how many times what goes through the model at once is halved, since memory did not suffice.
         every: seconds between checkpoints.
         wait: whether to wait where another process makes the same.
+        live: whether somebody follows the rows of a training.
     """
 
     halvings: int = 0
     every: float = EVERY
     wait: bool = True
+    live: bool = False
 
 
 def execute(stage: Stage, store: Store, how: How | None = None) -> Path:
@@ -64,7 +67,8 @@ def execute(stage: Stage, store: Store, how: How | None = None) -> Path:
         return stage.path(store)
     how = how or How()
     module, _, name = KINDS[stage.kind][0].partition(":")
-    checkpoint = Checkpoint(store.checkpoint(stage.kind, stage.key), how.every)
+    kept = store.checkpoint(stage.kind, stage.key)
+    checkpoint, live = Checkpoint(kept, how.every), Live(kept / LIVE if how.live else None)
 
     def build(part: Path) -> None:
         for source in stage.inputs.values():
@@ -73,7 +77,7 @@ def execute(stage: Stage, store: Store, how: How | None = None) -> Path:
         function: Callable[[Work], None] = getattr(import_module(module), name)
         inputs = {label: source.path(store) for label, source in stage.inputs.items()}
         config = smaller(stage.config, how.halvings) if how.halvings else stage.config
-        function(Work(out=part, config=config, inputs=inputs, local=stage.local, checkpoint=checkpoint))
+        function(Work(out=part, config=config, inputs=inputs, local=stage.local, checkpoint=checkpoint, live=live))
 
     note = {"halvings": how.halvings} if how.halvings else {}
     made = store.make(stage.kind, stage.key, stage.identity, build, how.wait, note)

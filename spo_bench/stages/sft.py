@@ -35,6 +35,6 @@ def run(work: Work) -> None:
     spare_activations(model, work.config["gradient_checkpointing"])
     steps: list[dict[str, Any]] = []
     with work.checkpoint.keeping():
-        finetune(model, rows, settings, work.numerics, share, steps, work.checkpoint)
+        finetune(model, rows, settings, work.numerics, share, steps, work.checkpoint, work.live)
     save_policy(model, load_tokenizer(work.inputs["model"], work.local["trust_remote_code"]), work.out)
     write_jsonl(work.out / "train.jsonl", steps)

@@ -56,7 +56,7 @@ def run(work: Work) -> None:
 
     make = run_rounds if work.config.get("regime") else offline
     with work.checkpoint.keeping():
-        more = make(work, training, steps.append, kept, saved)
+        more = make(work, training, work.live.log(steps), kept, saved)
     device = torch.device(work.numerics.device)
     summary = costs(steps, before + time.perf_counter() - started, device) | more
     if work.config.get("regime"):  # sampling and labelling are part of what a pair costs

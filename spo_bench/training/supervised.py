@@ -12,6 +12,7 @@ import torch
 from spo_bench.errors import StageError
 from spo_bench.models.numerics import Numerics
 from spo_bench.store.checkpoints import Checkpoint
+from spo_bench.store.live import Live
 from spo_bench.training.examples import step_rows, stream_seed
 from spo_bench.training.forward import hidden_states, token_log_probs
 from spo_bench.training.loop import TrainSettings, adamw, descend, learning_rate_at, peak_memory
@@ -27,6 +28,7 @@ def finetune(
     share: bool,
     steps: list[dict[str, Any]],
     checkpoint: Checkpoint | None = None,
+    live: Live | None = None,
 ) -> None:
     """Minimise the mean negative log-likelihood of completion tokens, in place; ``steps`` gets one row a step.
 
@@ -38,6 +40,7 @@ def finetune(
         numerics: device and compute type.
         steps: gets {step, loss, grad_norm, learning_rate, tokens, seconds, peak_memory}.
         checkpoint: where the state is kept between steps; None: nowhere.
+        live: who follows the steps; None: nobody.
 
     Raises:
         StageError: the loss is not finite.
@@ -50,6 +53,7 @@ def finetune(
     if (saved := checkpoint.load()) is not None:
         saved.restore(state)
         steps += saved.values["steps"]
+    log = (live or Live()).log(steps)
     plan = step_rows(len(rows), settings.batch_size, settings.steps, settings.seed)
     for step, chosen in enumerate(plan[len(steps) :], len(steps)):
         started = time.perf_counter()
@@ -71,7 +75,7 @@ def finetune(
         if not math.isfinite(loss_value) or not math.isfinite(norm):
             raise StageError(f"supervised fine-tuning: loss {loss_value}, gradient norm {norm} at step {step}")
         seconds = time.perf_counter() - started
-        steps.append(
+        log(
             {
                 "step": step,
                 "loss": loss_value,
