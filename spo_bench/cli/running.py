@@ -117,8 +117,8 @@ def run(
 
     side_by_side, room = api.choose_jobs(jobs, spec, device), None if memory is None else memory * GIB
     api.check_memory(room, side_by_side)
-    trackers = choose(track or ())
     if dry_run:
+        choose(track or ())
         together = f"{side_by_side} stage{'s' if side_by_side > 1 else ''} at a time"
         within = f", side by side within {memory:g} GiB" if memory is not None else ""
         show_plan(spec, target, store, device, offline, tasks, side_by_side, as_json=False, how=together + within)
@@ -150,7 +150,7 @@ def run(
             tasks_dirs=folders,
             checkpoint=60 * checkpoint,
             retry_failed=retry_failed,
-            track=trackers,
+            track=track or (),
             watch=watch,
             warn=warn,
         )

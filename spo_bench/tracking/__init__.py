@@ -31,7 +31,7 @@ def choose(names: Sequence[str]) -> list[str]:
     for name in asked:
         if name not in TRACKERS:
             problems.add(unknown("tracker", name, TRACKERS))
-        elif find_spec(name) is None:
+        elif not is_installed(name):
             problems.add(
                 InputError(
                     f"tracker '{name}': its library is not installed",
@@ -41,6 +41,12 @@ def choose(names: Sequence[str]) -> list[str]:
             )
     problems.raise_any()
     return asked
+
+
+def is_installed(name: str) -> bool:
+    """Say whether a library is there; a plain folder of its name, as W&B makes one for its runs, is none."""
+    found = find_spec(name)
+    return found is not None and found.origin is not None
 
 
 def connect(name: str, place: Place) -> Tracker:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from spo_bench.errors import InputError
 from spo_bench.files import read_jsonl
 from spo_bench.report.results import Cell, Results, read_results
 from spo_bench.store.artifacts import digest
@@ -13,8 +14,10 @@ from spo_bench.store.artifacts import digest
 from .base import Entry, Row, Tracker, numbers
 
 TRAININGS = ("train", "sft")  # stages that leave train.jsonl: a cell's own, or that of the policy before
-COLUMNS = ("kind", "model", "task", "method", "metric", "baseline", "variant", "diff", "low", "high", "p", "p_adjusted")
-COLUMNS += ("family", "n_prompts", "n_seeds", "estimand")
+COLUMNS = (
+    *("kind", "model", "task", "method", "metric", "baseline", "variant"),
+    *("diff", "low", "high", "p", "p_adjusted", "family", "n_prompts", "n_seeds", "estimand"),
+)
 
 
 def entry(run: str, line: Mapping[str, Any], stages: Mapping[str, Mapping[str, Any]]) -> Entry:
@@ -57,7 +60,7 @@ def send(tracker: Tracker, run: Path, told: Callable[[], object] = lambda: None)
     results = read_results(run)
     name = str(results.run.get("purse") or results.name)
     measured: dict[str, dict[str, float]] = {}
-    for row in read_jsonl(run / "metrics.jsonl"):
+    for row in _listed(run, "metrics"):
         values = {"": row["value"], "/low": row["low"], "/high": row["high"]}
         measured.setdefault(row["cell"], {}).update(
             numbers({f"{row['metric']}{end}": value for end, value in values.items()}, "eval/")
@@ -71,7 +74,7 @@ def send(tracker: Tracker, run: Path, told: Callable[[], object] = lambda: None)
             session.results(measured.get(cell.id, {}), len(rows))
         session.finish(failed=not cell.done)
         told()
-    if compared := list(read_jsonl(run / "comparisons.jsonl")):
+    if compared := _listed(run, "comparisons"):
         keys = digest([cell.row["keys"] for cell in results.cells])
         session = tracker.begin(Entry(digest({"run": name, "comparisons": keys}), "comparisons", "comparisons"))
         session.table("comparisons", [{name: row.get(name) for name in COLUMNS} for row in compared])
@@ -86,3 +89,14 @@ def trained(results: Results, cell: Cell) -> list[Row]:
     key = cell.row["keys"].get("sft")
     shared = Path(str(results.run.get("store"))) / "sft" / str(key) / "train.jsonl"
     return list(read_jsonl(shared)) if cell.method == "sft" and shared.is_file() else []
+
+
+def _listed(run: Path, name: str) -> list[Row]:
+    """Return the rows of one of the run's own lists."""
+    try:
+        return list(read_jsonl(run / f"{name}.jsonl"))
+    except (OSError, ValueError) as error:
+        given = f"{run / name}.jsonl cannot be read ({error})"
+        raise InputError(
+            given, "a finished run has its metrics and comparisons", f"`spo-bench report {run}` writes them"
+        ) from error

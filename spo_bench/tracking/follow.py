@@ -1,8 +1,7 @@
 """The process beside a run that feeds one tracker: it follows the trainings by their files until the run has ended.
 
 On stdin: one line of JSON that says what to follow; later the line ``finished`` when the run's directory is whole. Where stdin
-ends without it, the run was stopped. On stdout: a line of JSON whenever
-something was done, with the reason where something failed.
+ends without it, the run was stopped. On stdout: a line of JSON whenever something was done, with the reason where it failed.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from . import connect
 from .base import Entry, Place, Row, Session, Tracker
 from .finished import send
 
-EVERY = 5.0  # seconds between two looks at what is new
+EVERY = 2.0  # seconds between two looks at what is new
 REST = 300.0  # seconds after a failure
 FINISHED = "finished"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,7 @@ class Mlflow(Tracker):
     """Runs of an experiment that is named as the project."""
 
     def __init__(self, place: Place) -> None:
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")  # its 7 take minutes where nobody answers
         self.client = MlflowClient()
         there = self.client.get_experiment_by_name(place.project)
         self.experiment = there.experiment_id if there else self.client.create_experiment(place.project)
@@ -63,7 +65,7 @@ class _Run(Session):
     def results(self, values: Mapping[str, float], step: int) -> None:
         now = round(time.time() * 1000)
         named = {re.sub(r"[^\w\-. /]", "_", name): value for name, value in values.items()}
-        new = [Metric(name, value, now, step) for name, value in named.items() if name not in self.known]
+        new = [Metric(name, value, now, step) for name, value in named.items() if self.known.get(name) != value]
         for start in range(0, len(new), AT_ONCE):
             self.client.log_batch(self.run, metrics=new[start : start + AT_ONCE])
 

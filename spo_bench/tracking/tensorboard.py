@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
 from torch.utils.tensorboard import SummaryWriter
 
@@ -28,10 +29,12 @@ class _Events(Session):
         folder.mkdir(parents=True, exist_ok=True)
         there = EventAccumulator(str(folder), size_guidance={SCALARS: 0}).Reload()
         tags = there.Tags()
-        self.sent = there.Scalars(FIRST)[-1].step + 1 if FIRST in tags["scalars"] else 0
-        self.known = {*tags["scalars"], *(tag.removesuffix("/text_summary") for tag in tags["tensors"])}
+        last = {tag: there.Scalars(tag)[-1] for tag in tags["scalars"]}
+        self.sent = last[FIRST].step + 1 if FIRST in last else 0
+        self.values = {tag: one.value for tag, one in last.items()}
+        self.texts = {tag.removesuffix("/text_summary") for tag in tags["tensors"]}
         self.writer = SummaryWriter(str(folder))
-        if "config" not in self.known:
+        if entry.config and "config" not in self.texts:
             described: dict[str, Any] = {"group": entry.group, "tags": ", ".join(entry.tags), **dict(flat(entry.config))}
             self.writer.add_text("config", markdown([{"setting": name, "value": value} for name, value in described.items()]))
 
@@ -44,11 +47,11 @@ class _Events(Session):
 
     def results(self, values: Mapping[str, float], step: int) -> None:
         for name, value in values.items():
-            if name not in self.known:
+            if self.values.get(name) != np.float32(value):  # as which it is kept
                 self.writer.add_scalar(name, value, step)
 
     def table(self, name: str, rows: Sequence[Row]) -> None:
-        if name not in self.known:
+        if name not in self.texts:
             self.writer.add_text(name, markdown(rows))
 
     def finish(self, failed: bool = False) -> None:
