@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import tracked
 
 from spo_bench import api
-from spo_bench.errors import InputError
 from spo_bench.files import write_jsonl
 from spo_bench.store import live
 from spo_bench.store.sealed import SEAL
@@ -149,11 +150,13 @@ def test_a_tracker_that_cannot_be_reached_costs_a_warning(answers, made, tmp_pat
 
 
 def test_wandb_asks_nobody_for_a_key(tmp_path, monkeypatch, trackio_folder):
+    """In a process of its own, since it remembers a key."""
     ready("wandb", tmp_path, monkeypatch)
-    monkeypatch.setenv("WANDB_MODE", "online")
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.delenv("WANDB_API_KEY")
-    with pytest.raises((PermissionError, InputError), match="no key: `wandb login`"):
-        connect("wandb", Place("tracked", tmp_path))
     monkeypatch.delenv("WANDB_MODE")
-    assert not connect("wandb", Place("tracked", tmp_path, offline=True)).live  # --offline
+    place = f"Place('tracked', Path({str(tmp_path)!r})"
+    for offline, code, words in (("", 1, "no key: `wandb login` once"), (", offline=True", 0, "False")):
+        asked = f"from spo_bench.tracking import *; from pathlib import Path; print(connect('wandb', {place}{offline})).live)"
+        done = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, cwd=Path(__file__).parents[1])
+        assert (done.returncode, words in done.stdout + done.stderr) == (code, True), done.stderr

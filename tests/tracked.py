@@ -73,7 +73,8 @@ def tensorboard(folder: Path) -> dict[str, Held]:
     found = {}
     for path in (folder / "tensorboard").iterdir():
         there = EventAccumulator(str(path), size_guidance={SCALARS: 0}).Reload()
-        series = {tag: [(one.step, one.value) for one in there.Scalars(tag)] for tag in there.Tags()["scalars"]}
+        # Files of one second are read in any order.
+        series = {tag: sorted((one.step, one.value) for one in there.Scalars(tag)) for tag in there.Tags()["scalars"]}
         tensors = [one.tensor_proto for tag in there.Tags()["tensors"] for one in there.Tensors(tag)]
         found[cell_of(path.name)] = Held(series, "\n".join(text.decode() for one in tensors for text in one.string_val))
     return found

@@ -89,7 +89,7 @@ def run(
         typer.Option(
             "--track",
             metavar="TRACKER",
-            help="Also log to wandb, trackio, mlflow or tensorboard (repeatable).",
+            help="Show curves and results in wandb, trackio, mlflow or tensorboard (repeatable).",
             rich_help_panel=WHERE,
         ),
     ] = None,

@@ -41,8 +41,12 @@ def tracked(
         warn: is told once for each tracker that something went wrong.
     """
     followed = list(trainings(run, cells, store))
-    feeders = [_Feeder(name, place, followed, warn) for name in names]
-    well = False
+    feeders, well = list[_Feeder](), False
+    for name in names:
+        try:
+            feeders.append(_Feeder(name, place, followed, warn))
+        except OSError as error:  # no process can be started
+            warn(_warning(name, place, str(error)))
     try:
         yield
         well = True
@@ -122,6 +126,10 @@ class _Feeder:
     def _warn(self, why: str) -> None:
         if not self.told:
             self.told = True
-            (why,) = without_secrets([why])
-            again = f"`spo-bench track {self.place.out} --to {self.name}` sends what is missing when the run is finished"
-            self.warn(f"tracker {self.name}: {why}; the run goes on without it, and {again}")
+            self.warn(_warning(self.name, self.place, why))
+
+
+def _warning(name: str, place: Place, why: str) -> str:
+    (shown,) = without_secrets([why])
+    again = f"`spo-bench track {place.out} --to {name}` sends what is missing when the run is finished"
+    return f"tracker {name}: {shown}; the run goes on, and {again}"

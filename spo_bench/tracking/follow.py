@@ -168,7 +168,7 @@ def main() -> None:
         return ""
 
     def tell(error: Exception | None) -> None:
-        text = None if error is None else (str(error).strip() or type(error).__name__)
+        text = None if error is None else (str(error).strip() or type(error).__name__).splitlines()[0]
         with suppress(OSError):  # the run is gone
             print(json.dumps({"failed": text}), file=answers, flush=True)
 

@@ -29,9 +29,8 @@ class _Events(Session):
         folder.mkdir(parents=True, exist_ok=True)
         there = EventAccumulator(str(folder), size_guidance={SCALARS: 0}).Reload()
         tags = there.Tags()
-        last = {tag: there.Scalars(tag)[-1] for tag in tags["scalars"]}
-        self.sent = last[FIRST].step + 1 if FIRST in last else 0
-        self.values = {tag: one.value for tag, one in last.items()}
+        self.sent = max((one.step + 1 for one in there.Scalars(FIRST)), default=0) if FIRST in tags["scalars"] else 0
+        self.values = {tag: there.Scalars(tag)[-1].value for tag in tags["scalars"]}
         self.texts = {tag.removesuffix("/text_summary") for tag in tags["tensors"]}
         self.writer = SummaryWriter(str(folder))
         if entry.config and "config" not in self.texts:
