@@ -47,6 +47,7 @@ from spo_bench.store.hashes import HashCache
 from spo_bench.store.opening import open_store
 from spo_bench.store.provenance import provenance
 from spo_bench.store.sealed import entry, read_signed
+from spo_bench.tracking import choose as choose_trackers
 
 STORE_VARIABLE = "SPO_BENCH_STORE"
 
@@ -124,6 +125,7 @@ def run(
     tasks_dirs: Sequence[str] = (),
     checkpoint: float = EVERY,
     retry_failed: bool = False,
+    track: Sequence[str] = (),
     watch: Callable[[Sequence[Cell], Sequence[Stage]], AbstractContextManager[Watcher]] = unwatched,
     warn: Callable[[str], object] = warnings.warn,
 ) -> Finished:
@@ -148,6 +150,7 @@ def run(
         tasks_dirs: further folders of task plugins.
         checkpoint: seconds between two checkpoints of what is under way.
         retry_failed: whether stages that failed before, for a reason that lies in their inputs, are tried again.
+        track: trackers that are told how it goes and what came out: wandb, trackio, mlflow, tensorboard.
         watch: (cells, stages to make) -> context of the watcher that is told of every stage.
         warn: is told what may go wrong with a run that begins.
 
@@ -184,6 +187,8 @@ def _run(
     artifacts = open_store(store or default_store())
     purse = purse_of(target) or uuid.uuid4().hex
     problems, cells = Problems(), list[Cell]()
+    with problems.noted():
+        track = choose_trackers(track)
     with problems.noted(), few_collections():
         cells = cells_of(loaded, artifacts.root, crew.device, offline, tasks_dirs, purse, crew.here)
     try:
@@ -194,7 +199,7 @@ def _run(
     every, there = unique_in_order([stage for cell in cells for stage in cell.stages.values()]), artifacts.listing()
     again = {stage.key for stage in every if there.to_retry(stage.kind, stage.key)}
     missing = [stage for stage in every if stage.key in again or not stage.done(there)]
-    finished = bool(cells) and not missing and _is_finished(loaded, target, cells, artifacts)
+    finished = not problems.found and bool(cells) and not missing and _is_finished(loaded, target, cells, artifacts)
     if not finished:
         check(Ahead(loaded, cells, missing, there, target, crew.room(), crew.together, purse, tasks_dirs), problems, warn)
     with suppress(OSError) if finished else nullcontext():  # nothing else is written for one that is finished
@@ -204,8 +209,9 @@ def _run(
             artifacts.remove(stage.kind, stage.key)
     with (
         stopping.orderly(),
+        _tracked(track, loaded, target, offline, purse, cells, artifacts, warn),
         watch(cells, missing) as watcher,
-        Engine(artifacts, crew, watcher, memory, every, checkpoint, retry_failed) as engine,
+        Engine(artifacts, crew, watcher, memory, every, checkpoint, retry_failed, live=bool(track)) as engine,
     ):
         if finished:
             return Finished(target, len(cells), len(cells), {}, 0, time.time() - started)
@@ -220,6 +226,25 @@ def _run(
             if is_disk_full(error):
                 raise disk_full(error) from error
             raise
+
+
+def _tracked(
+    names: Sequence[str],
+    spec: Spec,
+    target: Path,
+    offline: bool,
+    purse: str,
+    cells: Sequence[Cell],
+    store: Store,
+    warn: Callable[[str], object],
+) -> AbstractContextManager[None]:
+    """Feed trackers as long as the context lasts."""
+    if not names:
+        return nullcontext()
+    from spo_bench.tracking.base import Place
+    from spo_bench.tracking.beside import tracked
+
+    return tracked(names, Place(spec.name, target, offline), purse, cells, store, warn)
 
 
 def _is_finished(spec: Spec, target: Path, cells: Sequence[Cell], store: Store) -> bool:

@@ -111,6 +111,15 @@ def run(
         bool,
         typer.Option("--retry-failed", help="Try again what failed before, with the same inputs.", rich_help_panel=WHAT),
     ] = False,
+    track: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--track",
+            metavar="TRACKER",
+            help="Show curves and results in wandb, trackio, mlflow or tensorboard (repeatable).",
+            rich_help_panel=WHERE,
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would run.", rich_help_panel=WHAT)] = False,
     method: Methods = None,
     task: Tasks = None,
@@ -130,9 +139,11 @@ def run(
     from spo_bench.engine.hire import check_memory, hire
     from spo_bench.engine.memory import GIB
     from spo_bench.matrix.judge_cost import judge_warnings
+    from spo_bench.tracking import choose
 
     room = None if memory is None else memory * GIB
     if dry_run:
+        choose(track or ())
         with hire(engine, spec, target, device, jobs, ray_address, slurm or ()) as crew:
             check_memory(room, crew)
             within = f", side by side within {memory:g} GiB" if memory is not None else ""
@@ -167,6 +178,7 @@ def run(
             tasks_dirs=folders,
             checkpoint=60 * checkpoint,
             retry_failed=retry_failed,
+            track=track or (),
             watch=watch,
             warn=warn,
         )

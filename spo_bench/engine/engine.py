@@ -83,6 +83,7 @@ class Engine:
             given.
         every: seconds between the checkpoints of a stage.
         retry_failed: whether stages that failed before are tried again, which with the same inputs would fail the same way.
+        live: whether somebody follows the rows of trainings.
     """
 
     def __init__(
@@ -94,9 +95,10 @@ class Engine:
         whole: Sequence[Stage] | None = None,
         every: float = EVERY,
         retry_failed: bool = False,
+        live: bool = False,
     ) -> None:
         self.store, self.crew, self.watcher, self.memory, self.whole = store, crew, watcher, memory, whole
-        self.every, self.retry_failed = every, retry_failed
+        self.every, self.retry_failed, self.live = every, retry_failed, live
         self._free: Need | None = None
         self._failures: dict[str, str] = {}
         self._halvings: dict[str, int] = {}
@@ -248,7 +250,7 @@ class Engine:
         return True
 
     def _how(self, stage: Stage) -> How:
-        return How(self._halvings.get(stage.key, 0), self.every, wait=False)
+        return How(self._halvings.get(stage.key, 0), self.every, wait=False, live=self.live)
 
     def _tell(self, schedule: Schedule, stage: Stage, ended: Ended) -> None:
         """Note how an attempt ended; what depends on a stage that failed is skipped for the same reason."""

@@ -12,6 +12,7 @@ from spo_bench.models.numerics import Numerics
 from spo_bench.ranks import ALONE, Ranks
 from spo_bench.store.artifacts import Store, digest
 from spo_bench.store.checkpoints import Checkpoint
+from spo_bench.store.live import Live
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,6 +83,7 @@ class Work:
         local: the stage's local settings.
         checkpoint: what it keeps to go on where it was stopped.
         ranks: the processes that do it together; what those after the first write into their ``out`` is thrown away.
+        live: who follows the rows of a training.
     """
 
     out: Path
@@ -90,6 +92,7 @@ class Work:
     local: Mapping[str, Any]
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     ranks: Ranks = ALONE
+    live: Live = field(default_factory=Live)
 
     @property
     def numerics(self) -> Numerics:

@@ -14,6 +14,7 @@ from spo_bench.stages.base import Stage, Work, smaller
 from spo_bench.stages.together import together
 from spo_bench.store.artifacts import Store
 from spo_bench.store.checkpoints import EVERY, Checkpoint
+from spo_bench.store.live import LIVE, Live
 
 # kind -> (function, version). Raise a version whenever the function, or what it calls, changes the numbers it writes.
 KINDS = {
@@ -67,11 +68,13 @@ class How:
         halvings: how many times what goes through the model at once is halved, since memory did not suffice.
         every: seconds between checkpoints.
         wait: whether to wait where another process makes the same.
+        live: whether somebody follows the rows of a training.
     """
 
     halvings: int = 0
     every: float = EVERY
     wait: bool = True
+    live: bool = False
 
 
 def asks_judge(stage: Stage) -> bool:
@@ -92,7 +95,8 @@ def execute(stage: Stage, store: Store, how: How | None = None) -> Path:
     how = how or How()
     module, _, called = KINDS[stage.kind][0].partition(":")
     name = (stage.kind, stage.key)
-    checkpoint = Checkpoint(store.checkpoint(*name), how.every, store.beyond(*name))
+    kept = store.checkpoint(*name)
+    checkpoint, live = Checkpoint(kept, how.every, store.beyond(*name)), Live(kept / LIVE if how.live else None)
 
     local = {**stage.local, "judge_cache": str(store.root / FILE)}  # of the machine that makes it
 
@@ -103,7 +107,7 @@ def execute(stage: Stage, store: Store, how: How | None = None) -> Path:
         function: Callable[[Work], None] = getattr(import_module(module), called)
         inputs = {label: source.path(store) for label, source in stage.inputs.items()}
         config = smaller(stage.config, how.halvings) if how.halvings else stage.config
-        work = Work(out=part, config=config, inputs=inputs, local=local, checkpoint=checkpoint)
+        work = Work(out=part, config=config, inputs=inputs, local=local, checkpoint=checkpoint, live=live)
         if (count := devices(stage)) > 1:
             together(function, work, count)
         else:

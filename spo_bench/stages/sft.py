@@ -40,7 +40,7 @@ def run(work: Work) -> None:
     rows = [build_row(np.asarray(r["prompt_ids"]), [Response(np.asarray(r["chosen_ids"]))], share) for r in records]
     steps: list[dict[str, Any]] = []
     with work.checkpoint.keeping():
-        finetune(model, rows, settings, work.numerics, share, steps, work.checkpoint, ranks, sharded)
+        finetune(model, rows, settings, work.numerics, share, steps, work.checkpoint, work.live, ranks, sharded)
     weights = None if sharded is None else whole_state(model)
     if ranks.rank == 0:  # the others have no whole weights
         save_policy(model, load_tokenizer(work.inputs["model"], work.local["trust_remote_code"]), work.out, weights)

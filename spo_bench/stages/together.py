@@ -14,6 +14,7 @@ from spo_bench import stopping
 from spo_bench.models.numerics import add_in_one_order
 from spo_bench.processes import Pool
 from spo_bench.stages.base import Work
+from spo_bench.store.live import Live
 
 PATIENCE = 0.5  # seconds until it is looked again whether the run is asked to stop
 
@@ -72,7 +73,7 @@ def _rank(function: Callable[[Work], None], work: Work, count: int, meeting: Pat
     checkpoint = SharedCheckpoint(work.checkpoint, ranks)
     own = replace(work, local={**work.local, "device": device}, checkpoint=checkpoint, ranks=ranks)
     if rank > 0:
-        own = replace(own, out=meeting.with_name(f"rank-{rank}"))
+        own = replace(own, out=meeting.with_name(f"rank-{rank}"), live=Live())
         own.out.mkdir()
     function(own)
     dist.destroy_process_group()

@@ -57,7 +57,7 @@ def run(work: Work) -> None:
 
     make = run_rounds if work.config.get("regime") else offline
     with work.checkpoint.keeping():
-        more = make(work, training, steps.append, kept, saved)
+        more = make(work, training, work.live.log(steps), kept, saved)
     device = torch.device(work.numerics.device)
     summary = costs(steps, before + time.perf_counter() - started, device) | more
     summary |= {"devices": ranks.count, "threads": summary["threads"] * ranks.count} if ranks.count > 1 else {}

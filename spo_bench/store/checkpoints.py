@@ -183,7 +183,7 @@ class Checkpoint:
         sealed.seal(part, {"made_by": made_by(), "values": dict(values)})
         os.rename(part, final)
         for folder in part.parent.iterdir():
-            if folder != final:
+            if folder != final and folder.is_dir():
                 shutil.rmtree(folder, ignore_errors=True)
         if self.beyond is not None:
             try:

@@ -13,6 +13,7 @@ from spo_bench.errors import StageError
 from spo_bench.models.numerics import Numerics
 from spo_bench.ranks import ALONE, Ranks
 from spo_bench.store.checkpoints import Checkpoint
+from spo_bench.store.live import Live
 from spo_bench.training.examples import passes, step_rows, stream_seed
 from spo_bench.training.forward import Statistics
 from spo_bench.training.loop import TrainSettings, adamw, descend, learning_rate_at, peak_memory
@@ -28,6 +29,7 @@ def finetune(
     share: bool,
     steps: list[dict[str, Any]],
     checkpoint: Checkpoint | None = None,
+    live: Live | None = None,
     ranks: Ranks = ALONE,
     sharded: Statistics | None = None,
 ) -> None:
@@ -41,6 +43,7 @@ def finetune(
         numerics: device and compute type.
         steps: gets {step, loss, grad_norm, learning_rate, tokens, seconds, peak_memory}.
         checkpoint: where the state is kept between steps; None: nowhere.
+        live: who follows the steps; None: nobody.
         ranks: the processes that share every step.
         sharded: the model in the module that makes its weights whole, where ranks hold parts of them.
 
@@ -56,6 +59,7 @@ def finetune(
     if (saved := checkpoint.load()) is not None:
         saved.restore(state)
         steps += saved.values["steps"]
+    log = (live or Live()).log(steps)
     plan = step_rows(len(rows), settings.batch_size, settings.steps, settings.seed)
     for step, chosen in enumerate(plan[len(steps) :], len(steps)):
         started = time.perf_counter()
@@ -82,7 +86,7 @@ def finetune(
         if not math.isfinite(loss_value) or not math.isfinite(norm):
             raise StageError(f"supervised fine-tuning: loss {loss_value}, gradient norm {norm} at step {step}")
         seconds = time.perf_counter() - started
-        steps.append(
+        log(
             {
                 "step": step,
                 "loss": loss_value,
