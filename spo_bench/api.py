@@ -166,7 +166,9 @@ def run(
         side_by_side = jobs if jobs is not None else 1 if engine == "local" else "auto"
         engine = hire(engine, loaded, target, device, side_by_side, ray_address, slurm)
     with engine as crew:
-        return _run(loaded, target, store, crew, memory, offline, tasks_dirs, checkpoint, retry_failed, watch, warn, started)
+        return _run(
+            loaded, target, store, crew, memory, offline, tasks_dirs, checkpoint, retry_failed, track, watch, warn, started
+        )
 
 
 def _run(
@@ -179,6 +181,7 @@ def _run(
     tasks_dirs: Sequence[str],
     checkpoint: float,
     retry_failed: bool,
+    track: Sequence[str],
     watch: Callable[[Sequence[Cell], Sequence[Stage]], AbstractContextManager[Watcher]],
     warn: Callable[[str], object],
     started: float,
