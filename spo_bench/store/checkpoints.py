@@ -144,6 +144,7 @@ class Checkpoint:
         stop = self._agreed(stopping.wanted())
         if stop or self._agreed(due):
             self._keep(*state())
+            stop = stop or self._agreed(stopping.wanted())
         if stop:
             raise Interrupted(stopping.STOPPED)
 
