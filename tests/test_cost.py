@@ -354,7 +354,8 @@ def test_the_table_says_what_more_gpus_bring(tmp_path):
     ):
         assert words in told.stdout, words
     assert [line.split()[0] for line in told.stdout.splitlines() if line.strip().endswith(" x")] == ["64", "512"]
-    assert "refused" not in told.stdout, "this machine's memory and disk are not asked"
+    assert "a run would be refused" not in told.stdout, "this machine's memory and disk are not asked"
+    assert "a run with --offline would be refused" in told.stdout
 
 
 @pytest.mark.parametrize(
