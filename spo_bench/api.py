@@ -25,7 +25,7 @@ from spo_bench.engine.collect import (
 )
 from spo_bench.engine.local import Engine, Watcher, cores_here, unique_in_order
 from spo_bench.engine.preflight import Ahead, check
-from spo_bench.errors import InputError, Interrupted, disk_full, is_disk_full, suggestion
+from spo_bench.errors import InputError, Interrupted, Unreachable, disk_full, is_disk_full, suggestion
 from spo_bench.files import read_json, read_jsonl, write_jsonl
 from spo_bench.garbage import few_collections
 from spo_bench.judging.store import FILE, spent_from
@@ -228,7 +228,7 @@ def run(
     finished = bool(cells) and not missing and _is_finished(loaded, target, cells, artifacts)
     if not finished:
         check(Ahead(loaded, cells, missing, there, target, planned_device(device), together, purse, tasks_dirs), problems, warn)
-    with suppress(OSError) if finished else nullcontext():  # nothing else is written for one that is finished
+    with suppress(OSError, Unreachable) if finished else nullcontext():  # nothing else is written for one that is finished
         claim(artifacts, target, purse, ((stage.kind, stage.key) for stage in every if not stage.on_disk))
     for stage in missing:
         if stage.key in again:  # its valid verdicts are kept as replies, so only the others are asked for
