@@ -56,7 +56,7 @@ def written(folder: Path, spec: dict) -> Path:
 
 
 def planned(spec: dict, folder: Path, device: str = "cuda") -> list[Stage]:
-    cells = cells_of(load_spec(spec), folder, device, offline=True, assume=True, elsewhere=True)
+    cells = cells_of(load_spec(spec), folder, device, offline=True, assume=True, here=False)
     return unique_in_order([one for cell in cells for one in cell.stages.values()])
 
 

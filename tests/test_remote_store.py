@@ -351,6 +351,9 @@ def test_planning_lists_each_kind_once(machine, monkeypatch):
         assert done == (key == KEYS[1])
         assert listing.to_retry("train", key) == 0
         assert listing.failure("train", key) is None
+    assert listing.newest("train") == [KEYS[1]]
+    assert listing.identity("train", KEYS[1]) == {"kind": "train", "number": 1}
+    assert listing.fault("train", KEYS[1], contents=False) is None
     assert sorted(asked) == ["failures", "train"]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -205,11 +204,9 @@ class Reasons:
 
     def _entries(self, kind: str) -> Iterator[tuple[str, frozenset[tuple[str, str]]]]:
         """Yield the newest entries of a kind with what they were made from."""
-        with suppress(OSError), os.scandir(self.store.root / kind) as found:
-            newest = sorted((one.stat().st_mtime, one.name) for one in found if "." not in one.name)[::-1]
-            for _, key in newest[: max(FEWEST, COMPARISONS // self._counts[kind])]:
-                if identity := self._identity(kind, key):
-                    yield key, _items(identity)
+        for key in self.store.newest(kind)[: max(FEWEST, COMPARISONS // self._counts[kind])]:
+            if identity := self._identity(kind, key):
+                yield key, _items(identity)
 
 
 def _items(value: Any, path: str = "") -> frozenset[tuple[str, str]]:

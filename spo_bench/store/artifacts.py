@@ -277,6 +277,12 @@ class Store:
         """Return where checkpoints of an artifact are kept besides; None where they need no second place."""
         return None
 
+    def newest(self, kind: str) -> list[str]:
+        """Return the keys of a kind's artifacts, also of those that an older version made, the newest first."""
+        with suppress(OSError), os.scandir(self.root / kind) as found:
+            return [key for _, key in sorted((one.stat().st_mtime, one.name) for one in found if "." not in one.name)[::-1]]
+        return []
+
     def examine(self, kind: str, key: str) -> str | None:
         """Return what is wrong with an artifact where it is kept, all of which is read; None where nothing is."""
         return self.fault(kind, key)

@@ -80,7 +80,7 @@ class RemoteStore(Store):
         """Return the seal of a finished artifact; None where there is none, or it is damaged."""
         if self.here(kind, key):
             return super().record(kind, key)
-        seal = transfer.seal_at(self.bucket, f"{kind}/{key}")
+        seal = self._seal(kind, key)
         with suppress(ValueError, KeyError, TypeError, AttributeError):
             return None if seal is None else transfer.parsed(seal)
         return None
@@ -138,14 +138,27 @@ class RemoteStore(Store):
         Without ``weights`` these may stay away; without ``contents`` it is held against a listing, and nothing is brought.
         """
         if not contents:
-            prefix = f"{kind}/{key}"
-            seal = transfer.seal_at(self.bucket, prefix)
-            return f"{SEAL} is missing" if seal is None else transfer.glance(prefix, seal, self.bucket.find(prefix))
+            seal = self._seal(kind, key)
+            return f"{SEAL} is missing" if seal is None else transfer.glance(f"{kind}/{key}", seal, self._objects(kind, key))
         try:
             self.fetch(kind, key, weights)
         except Damaged as damaged:
             return damaged.why
         return None
+
+    def newest(self, kind: str) -> list[str]:
+        """Return the keys of a kind's artifacts, the newest first."""
+        sealed_at = [(one.modified, name.split("/")[1]) for name, one in self._list(kind).items() if name.endswith(f"/{SEAL}")]
+        return [key for _, key in sorted(sealed_at, reverse=True)]
+
+    def _seal(self, kind: str, key: str) -> bytes | None:
+        return transfer.seal_at(self.bucket, f"{kind}/{key}")
+
+    def _objects(self, kind: str, key: str) -> Mapping[str, Object]:
+        return self.bucket.find(f"{kind}/{key}")
+
+    def _list(self, folder: str) -> dict[str, Object]:
+        return self.bucket.find(folder)
 
     def check(self, kind: str, key: str) -> None:
         """Bring an artifact here, as it was made, before it is read.
@@ -290,6 +303,7 @@ class RemoteListing(RemoteStore):
     def __init__(self, url: str) -> None:
         super().__init__(url)
         self._listed: dict[str, dict[str, Object]] = {}
+        self._seals: dict[str, dict[str, bytes]] = {}
 
     def has(self, kind: str, key: str) -> bool:
         """Say whether the artifact was there and complete."""
@@ -305,6 +319,14 @@ class RemoteListing(RemoteStore):
 
     def _retries(self, kind: str) -> set[str]:
         return {name.split("/")[1] for name in self._list(kind) if name.endswith(f"/{RETRY}")}
+
+    def _seal(self, kind: str, key: str) -> bytes | None:
+        if kind not in self._seals:  # who asks for one asks for many
+            self._seals[kind] = self.bucket.read_all(name for name in self._list(kind) if name.endswith(f"/{SEAL}"))
+        return self._seals[kind].get(f"{kind}/{key}/{SEAL}")
+
+    def _objects(self, kind: str, key: str) -> Mapping[str, Object]:
+        return self._list(kind)
 
     def _list(self, folder: str) -> dict[str, Object]:
         if folder not in self._listed:
