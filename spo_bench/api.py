@@ -27,12 +27,8 @@ from spo_bench.engine.crew import Crew
 from spo_bench.engine.engine import Engine, Watcher, unique_in_order
 from spo_bench.engine.hire import check_memory, choose_device, hire, planned_device
 from spo_bench.engine.preflight import Ahead, check
-<<<<<<< HEAD
 from spo_bench.engine.timings import note_report
-from spo_bench.errors import InputError, Interrupted, disk_full, is_disk_full
-=======
-from spo_bench.errors import InputError, Interrupted, Unreachable, disk_full, is_disk_full, suggestion
->>>>>>> wip-store
+from spo_bench.errors import InputError, Interrupted, Unreachable, disk_full, is_disk_full
 from spo_bench.files import read_json, read_jsonl, write_jsonl
 from spo_bench.garbage import few_collections
 from spo_bench.judging.store import FILE, spent_from
@@ -208,13 +204,8 @@ def _run(
     missing = [stage for stage in every if stage.key in again or not stage.done(there)]
     finished = not problems.found and bool(cells) and not missing and _is_finished(loaded, target, cells, artifacts)
     if not finished:
-<<<<<<< HEAD
         check(Ahead(loaded, cells, missing, there, target, crew.room(), crew.together, purse, tasks_dirs), problems, warn)
-    with suppress(OSError) if finished else nullcontext():  # nothing else is written for one that is finished
-=======
-        check(Ahead(loaded, cells, missing, there, target, planned_device(device), together, purse, tasks_dirs), problems, warn)
     with suppress(OSError, Unreachable) if finished else nullcontext():  # nothing else is written for one that is finished
->>>>>>> wip-store
         claim(artifacts, target, purse, ((stage.kind, stage.key) for stage in every if not stage.on_disk))
     for stage in missing:
         if stage.key in again:  # its valid verdicts are kept as replies, so only the others are asked for
