@@ -143,7 +143,7 @@ class Checkpoint:
             shutil.rmtree(part, ignore_errors=True)
             raise
         for folder in self.folder.iterdir():
-            if folder != final and folder.is_dir():
+            if folder != final and folder.is_dir():  # the rows for who follows the training are a file
                 shutil.rmtree(folder, ignore_errors=True)
         self._begun = time.monotonic()
         self._cost = self._begun - started
