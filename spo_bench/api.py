@@ -125,7 +125,7 @@ def run(
     tasks_dirs: Sequence[str] = (),
     checkpoint: float = EVERY,
     retry_failed: bool = False,
-    track: Sequence[str] = (),
+    track: str | Sequence[str] = (),
     watch: Callable[[Sequence[Cell], Sequence[Stage]], AbstractContextManager[Watcher]] = unwatched,
     warn: Callable[[str], object] = warnings.warn,
 ) -> Finished:

@@ -29,7 +29,7 @@ def folder(tmp_path_factory) -> Path:
     """A tracked run, made by the command with stages side by side."""
     folder = tmp_path_factory.mktemp("run")
     words = ("run", "--matrix", tracked.written(folder), "--out", folder / "run", "--jobs", 2, "--track", "tensorboard")
-    done = spo_bench(*words, cwd=folder)
+    done = spo_bench(*words, cwd=folder, timeout=600)
     assert done.returncode == 0, done.stderr
     assert "tracker" not in done.stderr
     return folder
@@ -137,7 +137,7 @@ def test_a_run_that_is_killed_goes_on_with_the_same_curves(tmp_path):
         stderr=subprocess.DEVNULL,
     )
     live: list[tuple[int, float]] = []
-    until = time.monotonic() + 240
+    until = time.monotonic() + 600
     while not live and running.poll() is None and time.monotonic() < until:
         time.sleep(0.5)
         if (tmp_path / "run" / "tensorboard").is_dir():
@@ -148,7 +148,7 @@ def test_a_run_that_is_killed_goes_on_with_the_same_curves(tmp_path):
     running.wait()
     assert 0 < len(live) < steps
 
-    done = spo_bench(*words, cwd=tmp_path)
+    done = spo_bench(*words, cwd=tmp_path, timeout=600)
     assert done.returncode == 0, done.stderr
     assert len(tracked.tensorboard(tmp_path / "run")["sft"].series["train/loss"]) == steps
     tracked.check_complete(tracked.tensorboard(tmp_path / "run"), tmp_path / "run", tmp_path / "store", FLOAT)

@@ -184,7 +184,7 @@ class Checkpoint:
         sealed.seal(part, {"made_by": made_by(), "values": dict(values)})
         os.rename(part, final)
         for folder in part.parent.iterdir():
-            if folder != final and folder.is_dir():
+            if folder != final and folder.is_dir():  # the rows for who follows the training are a file
                 shutil.rmtree(folder, ignore_errors=True)
         if self.beyond is not None:
             try:

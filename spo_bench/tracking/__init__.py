@@ -20,13 +20,14 @@ TRACKERS = {"wandb": "WandB", "trackio": "Trackio", "mlflow": "Mlflow", "tensorb
 """Classes by name, which is that of the module here, of the library and of the extra."""
 
 
-def choose(names: Sequence[str]) -> list[str]:
+def choose(names: str | Sequence[str]) -> list[str]:
     """Return the trackers that are asked for, each once; a name may be several with commas between.
 
     Raises:
         InputError: a name is not known, or its library is not installed; all of them.
     """
-    asked = list(dict.fromkeys(part.strip() for name in names for part in name.split(",")))
+    listed = [names] if isinstance(names, str) else names
+    asked = list(dict.fromkeys(part.strip() for name in listed for part in name.split(",")))
     problems = Problems()
     for name in asked:
         if name not in TRACKERS:

@@ -107,8 +107,8 @@ class _Feeder:
             elif self.process.returncode:
                 self._warn(f"its process ended with {self.process.returncode}")
         finally:
-            with suppress(ProcessLookupError):
-                os.killpg(self.process.pid, signal.SIGKILL)
+            if self.process.poll() is None:
+                os.killpg(self.process.pid, signal.SIGKILL)  # with what it started itself
             self.process.wait()
             self.listener.join()
 
