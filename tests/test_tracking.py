@@ -15,7 +15,8 @@ import tracked
 from test_cli import spo_bench
 
 from spo_bench import api
-from spo_bench.engine.local import Engine, Watcher, unique_in_order
+from spo_bench.engine.engine import Engine, Watcher, unique_in_order
+from spo_bench.engine.local import local
 from spo_bench.files import read_jsonl
 from spo_bench.store.artifacts import Store
 from spo_bench.store.live import LIVE
