@@ -203,7 +203,8 @@ def _parquet(path: Path) -> Iterator[tuple[int, Any]]:
 
     try:
         table = pq.read_table(path)
-    except (pa.ArrowException, OSError) as error:
+        _ = table.column_names
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise InputError(
             f"data file '{path}' is not parquet ({error})", "a .parquet file is readable by pyarrow", "write or download it again"
         ) from error

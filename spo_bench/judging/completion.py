@@ -33,7 +33,9 @@ def words_of(error: APIStatusError) -> str:
         body = body.get(name, body) if isinstance(body, dict) else body
     if isinstance(body, list):
         faults = [one for one in body if isinstance(one, dict)]
-        body = "; ".join(f"{'.'.join(map(str, one.get('loc') or ()))}: {one.get('msg')}" for one in faults)
+        places = [one.get("loc") for one in faults]
+        names = [".".join(map(str, place)) if isinstance(place, list) else str(place or "") for place in places]
+        body = "; ".join(f"{name}: {one.get('msg')}" for name, one in zip(names, faults, strict=True))
     if isinstance(body, str) and body:
         return body
     return json.dumps(body, default=str) if body else error.message

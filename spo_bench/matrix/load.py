@@ -35,6 +35,17 @@ Marks = dict[tuple[str | int, ...], str]
 class _Loader(yaml.SafeLoader):
     """YAML's safe loader, with the numbers of YAML 1.2: ``1e-6`` is a number, not text; what a value cannot be has its place."""
 
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """Return the next node; raises ValueError where it is too deep, since every token costs as much as there are levels."""
+        self.depth += 1
+        if self.depth > DEEPEST + 1:
+            raise ValueError(_TOO_DEEP)
+        node: yaml.Node | None = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         """Return a node's value; raises ConstructorError where its text is none of its type, or of a size nothing here has."""
         try:
