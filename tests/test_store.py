@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from spo_bench.files import file_hash
 from spo_bench.stages.base import Stage
-from spo_bench.store.artifacts import RETRY, Store, digest, file_hash
+from spo_bench.store.artifacts import RETRY, Store, digest
 from spo_bench.store.hashes import HashCache
 
 
