@@ -20,7 +20,7 @@ from conftest import SMALL_SPEC
 from judge_setup import judge, question
 
 from spo_bench import api
-from spo_bench.engine.local import unique_in_order
+from spo_bench.engine.engine import unique_in_order
 from spo_bench.errors import Busy, Damaged, InputError, StageError, Unreachable
 from spo_bench.files import read_json, write_json
 from spo_bench.judging.sharing import get, send, sharing

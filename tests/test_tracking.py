@@ -120,7 +120,7 @@ def test_nothing_is_there_without_a_tracker(folder, tmp_path):
         cleared = pytest.MonkeyPatch()
         with cleared.context() as patch:
             patch.setattr("spo_bench.store.checkpoints.Checkpoint.clear", lambda self: None)
-            with Engine(store, 1, Looking(), live=followed) as engine:
+            with Engine(store, local(1), Looking(), live=followed) as engine:
                 engine.run(unique_in_order([sft]))
         assert seen[-1] == followed
 
