@@ -117,7 +117,10 @@ class Fuzzing:
 
     def _shrink(self, where: str, draw: Random) -> None:
         """Cut pieces out of a case as long as it fails in the same place."""
+        end = time.monotonic() + HANGS
         for _ in range(SHRINKS):
+            if time.monotonic() > end:
+                return
             suffix, content = self.failures[where][0]
             start = draw.randrange(len(content) + 1)
             end = start + 1 + draw.randrange(max(1, len(content) // draw.choice((1, 2, 8, 32))))
