@@ -45,8 +45,6 @@ T = TypeVar("T")
 KIB, MIB, GIB = 2**10, 2**20, 2**30
 TRIES = 3  # for a time that is too long: other processes slow this one down
 SECONDS = 4.0  # of processor time, on a busy machine, for as many bytes as ``LARGE`` says; more may take longer in proportion
-    4.0  # of processor time, on a busy machine, for as many bytes as ``LARGE`` says, or fewer; more take longer in proportion
-)
 LARGE = {"spec": 64 * KIB, "rows": 64 * KIB, "verdicts": MIB, "keywords": 64 * KIB}
 MAX_LENGTH = 256
 ENDS = (None, "stop", "length", "content_filter", "tool_calls", "error", "something else")

@@ -120,4 +120,4 @@ def _read(bucket: Bucket, name: str) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (ValueError, AttributeError):  # cut, or somebody else's: stale when it does not change
-        return {"owner": "unknown", "home": "", "token": "", "beat": ""}
+        return {"owner": "unknown", "home": "", "token": "", "beat": ""}  # of a lease  # nosec B105
