@@ -127,7 +127,7 @@ def test_nothing_is_there_without_a_tracker(folder, tmp_path):
 
 def test_a_run_that_is_killed_goes_on_with_the_same_curves(tmp_path):
     """The rows of a training are there before it is finished; after the kill nothing is missing, and nothing is there twice."""
-    steps = 120
+    steps = 60
     spec = tracked.written(tmp_path, sft={"steps": steps, "batch_size": 32})
     words = [
         "run",
