@@ -1,6 +1,7 @@
 """Whether a plan's times are right: a matrix is planned, run, and planned and run again.
 
 Usage: python benchmarks/prediction.py SPEC [--jobs auto] [--rounds 1] [--device cpu] [--json]
+       taskset -c 0 python benchmarks/prediction.py SPEC --alone
 
 Each round begins with an empty store: ``plan --measure`` says how long the run would take (calibrated), the run is made, and its
 wall-clock time taken, of the whole command, from the start of Python to the report. Then the store is emptied but for its
@@ -8,6 +9,9 @@ timings: ``plan`` says how long it would take (measured), and the run is made on
 between a plan and its run. So Linux is asked how long the threads of each command waited for a core beside the time they had one:
 what a plan says, times how much longer the run waited, over what the run took, is the ratio at equal shares of the cores. Caches
 and memory that others use are not in it.
+
+``--alone`` is for a machine that others keep busy: plan and run are made in this process, one stage at a time on one core, and
+all clocks show the processor time of this process, so that waiting for a core counts nowhere.
 """
 
 from __future__ import annotations
@@ -27,7 +31,14 @@ from typing import Any
 
 from measuring import add_output, describe, show, table
 
-from spo_bench.engine.timings import FILE, kept
+from spo_bench import api
+from spo_bench.engine import calibrate, local
+from spo_bench.engine.estimate import forecast
+from spo_bench.engine.local import unique_in_order
+from spo_bench.engine.timings import FILE, Timing, kept
+from spo_bench.matrix.load import load_spec
+from spo_bench.matrix.spec import Spec
+from spo_bench.store.artifacts import Store
 
 
 class Waits(threading.Thread):
@@ -91,10 +102,7 @@ def trial(spec: str, place: Path, how: Sequence[str], before_it: float | None) -
     told, planning, slowed = command(["plan", "--matrix", spec, *store, *how, "--json", *(["--measure"] if measure else [])])
     cost = json.loads(told)["cost"]
     _, seconds, slower = command(["run", "--matrix", spec, *store, *how])
-    kinds: dict[str, float] = {}
-    for one in [one for one in kept(place / "store")[before:] if one.basis == "measured"]:
-        kind = one.kind.removesuffix("+spo")
-        kinds[kind] = kinds.get(kind, 0.0) + one.seconds
+    kinds = took_by_kind(kept(place / "store")[before:])
     predicted = cost["runs"][0]["seconds"]
     by_kind = {row["kind"]: row["seconds"] * row["stages"] for row in cost["kinds"]}
     known = slowed if before_it is None else before_it
@@ -111,6 +119,52 @@ def trial(spec: str, place: Path, how: Sequence[str], before_it: float | None) -
     return found, slower
 
 
+class Alone:
+    """Stands for the module ``time`` where stages are timed, with this process's own time on the processor for a clock."""
+
+    def __getattr__(self, name: str) -> Any:
+        return time.process_time if name == "perf_counter" else getattr(time, name)
+
+
+def alone(spec: Spec, place: Path, measure: bool) -> dict[str, Any]:
+    """Plan and run a matrix once in this process; return what ``trial`` does, in processor seconds."""
+    for module in (local, calibrate, api):
+        module.time = Alone()  # type: ignore[attr-defined]
+    store, begun = place / "store", time.process_time()
+    if measure:
+        calibrate.calibrate(spec, Store(store), "cpu", 1, offline=True)
+    cells = api.cells_of(spec, store, "cpu", offline=True)
+    every = unique_in_order([stage for cell in cells for stage in cell.stages.values()])
+    cost = forecast(spec, cells, every, every, Store(store), "cpu", 1)
+    before, planning = len(kept(store)), time.process_time() - begun
+    api.run(spec, place / "run", store=store, device="cpu", jobs=1, offline=True)
+    took = kept(store)[before:]
+    kinds = took_by_kind(took)
+    predicted = sum(one.seconds for one in cost.stages)
+    return {
+        "basis": cost.basis,
+        "planning": planning,
+        "predicted": predicted,
+        "took": sum(kinds.values()),
+        "ratio": predicted / sum(kinds.values()),
+        "ratio_at_equal_shares": predicted / sum(kinds.values()),
+        "stages": {
+            kind: {"predicted": sum(one.seconds for one in cost.stages if one.stage.kind == kind), "took": taken}
+            for kind, taken in kinds.items()
+        },
+    }
+
+
+def took_by_kind(timings: Sequence[Timing]) -> dict[str, float]:
+    """Return the seconds of stages by kind, without the report."""
+    kinds: dict[str, float] = {}
+    for one in timings:
+        if one.basis == "measured" and one.kind != "report":
+            kind = one.kind.removesuffix("+spo")
+            kinds[kind] = kinds.get(kind, 0.0) + one.seconds
+    return kinds
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -118,6 +172,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--jobs", default="auto")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--alone", action="store_true", help="in this process, by its own time on the processor")
     add_output(parser)
     wanted = parser.parse_args()
     how = ["--jobs", wanted.jobs, "--device", wanted.device, "--offline"]
@@ -131,14 +186,19 @@ def main() -> None:
     for _ in range(wanted.rounds):
         with tempfile.TemporaryDirectory() as name:
             place = Path(name).resolve()
-            found, slowed = trial(wanted.spec, place, how, None)
+            slowed = 1.0
+            if wanted.alone:
+                found = alone(load_spec(wanted.spec), place, measure=True)
+            else:
+                found, slowed = trial(wanted.spec, place, how, None)
             tell(found)
             timings = (place / "store" / FILE).read_bytes()
             shutil.rmtree(place / "store")
             shutil.rmtree(place / "run")
             (place / "store").mkdir()
             (place / "store" / FILE).write_bytes(timings)
-            tell(trial(wanted.spec, place, how, slowed)[0])
+            again = alone(load_spec(wanted.spec), place, False) if wanted.alone else trial(wanted.spec, place, how, slowed)[0]
+            tell(again)
 
     def text() -> str:
         names = ("basis", "predicted", "took", "ratio", "ratio_at_equal_shares", "planning")
