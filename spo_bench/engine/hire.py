@@ -137,7 +137,7 @@ def choose_device(wanted: str) -> str:
 
 def planned_device(wanted: str) -> str:
     """Return the device for which stages are planned: a GPU that was asked for, also where it is not there."""
-    return wanted if _is_gpu(wanted) else choose_device(wanted if wanted in DEVICES else "auto")
+    return wanted if _is_gpu(wanted) else choose_device(wanted)
 
 
 def _is_gpu(name: str) -> bool:
