@@ -194,7 +194,7 @@ def resident_mebibytes(process: int) -> float:
 def soak_spec(folder: Path, cells: int) -> Path:
     """Write a spec of so many cells (ten a seed: the SFT policy, eight trainings, one that diverges); return its path."""
     rates = [{"name": "dpo", "label": f"rate{n}", "train": {"learning_rate": 1e-5 * n}} for n in range(1, 9)]
-    return _written(
+    return written(
         folder,
         {
             "tasks": [{"name": "controlled_dialogue", "limit": {"train": 8, "eval": 2, "heldout": 2, "sft": 16}}],
@@ -210,7 +210,7 @@ def soak_spec(folder: Path, cells: int) -> Path:
 
 def small_spec(folder: Path, model: str) -> Path:
     """Write a matrix of three small cells on a model from disk."""
-    return _written(
+    return written(
         folder,
         {
             "models": [model],
@@ -224,7 +224,8 @@ def small_spec(folder: Path, model: str) -> Path:
     )
 
 
-def _written(folder: Path, keys: dict[str, Any]) -> Path:
+def written(folder: Path, keys: dict[str, Any]) -> Path:
+    """Write a spec with some keys of its own; return its path."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "chaos.yaml"
     path.write_text(yaml.safe_dump({"extends": "quick", "name": "chaos", **keys}), encoding="utf-8")

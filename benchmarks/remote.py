@@ -1,6 +1,7 @@
 """Machines that share nothing but a bucket: do their runs end with the numbers of a local one, and is everything made once?
 
     python benchmarks/remote.py                                  # `quick` on two machines, one of which is killed three times
+    python benchmarks/remote.py --small                          # the same on a matrix of five cells
     python benchmarks/remote.py --machines 3 --times 10 --spec small
 
 A machine is a process with a cache and a run directory of its own; the bucket is that of a real S3 server (moto) on loopback, in
@@ -23,10 +24,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from chaos import COMMAND, Place, differences, numbers
+from chaos import COMMAND, Place, differences, numbers, written
 
 BUCKET = "artifacts"
 URL = f"s3://{BUCKET}/chaos"
+SMALL = {
+    "tasks": [{"name": "controlled_dialogue", "limit": {"train": 32, "eval": 8, "heldout": 8, "sft": 64}}],
+    "methods": ["dpo", "ipo"],
+    "seeds": [0],
+    "sft": {"steps": 40, "batch_size": 8},
+    "train": {"batch_size": 8, "max_steps": 8, "max_length": 128},
+    "generate": {"max_new_tokens": 8},
+}
 PROGRAM = (
     "import logging, sys, time\n"
     "from moto.server import ThreadedMotoServer\n"
@@ -93,18 +102,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--longest", type=float, default=40.0, help="seconds between two kills, at most")
     parser.add_argument("--jobs", default="1")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--small", action="store_true", help="a matrix of five small cells, instead of the spec")
     given = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as temporary, bucket():
         folder, words = Path(temporary), ["--jobs", given.jobs, "--checkpoint", "0.02"]
-        reference = Place(folder / "local", given.spec, ["--jobs", given.jobs])
+        spec = str(written(folder, SMALL)) if given.small else given.spec
+        reference = Place(folder / "local", spec, ["--jobs", given.jobs])
         started = time.perf_counter()
         if reference.finish():
             raise SystemExit(reference.said())
         local, started = time.perf_counter() - started, time.perf_counter()
-        machines = [Machine(folder / f"machine{number}", given.spec, words) for number in range(given.machines)]
+        machines = [Machine(folder / f"machine{number}", spec, words) for number in range(given.machines)]
         ended = at_once(machines, given.times, random.Random(given.seed), given.longest)
         shared, started = time.perf_counter() - started, time.perf_counter()
-        last = Machine(folder / "last", given.spec, words)
+        last = Machine(folder / "last", spec, words)
         code = last.finish()
         nothing = " 0 stages to make" in last.said()
         found = {
@@ -112,8 +123,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             **ended,
             "last": code,
             "nothing_left_for_the_last": nothing,
-            "made_locally": reference.said().count(" left "),
-            "made_by_machines": [machine.said().count(" left ") for machine in machines],
             "numbers": len(numbers(reference.out())),
             "different_numbers": sum(differences(one.out(), reference.out()) for one in (*machines, last)),
             "verify": subprocess.run([*COMMAND[:-1], "store", "verify", "--store", URL], capture_output=True).returncode,
