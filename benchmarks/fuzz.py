@@ -117,9 +117,9 @@ class Fuzzing:
 
     def _shrink(self, where: str, draw: Random) -> None:
         """Cut pieces out of a case as long as it fails in the same place."""
-        end = time.process_time() + HANGS
+        until = time.process_time() + HANGS
         for _ in range(SHRINKS):
-            if time.process_time() > end:
+            if time.process_time() > until:
                 return
             suffix, content = self.failures[where][0]
             start = draw.randrange(len(content) + 1)

@@ -233,7 +233,7 @@ def _numbers(path: Path) -> list[int]:
     if path.name.endswith(".parquet"):
         import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
-        return list(range(1, pq.read_metadata(path).num_rows + 1))
+        return list(range(1, pq.read_table(path).num_rows + 1))
     content = gzip.decompress(path.read_bytes()) if path.name.endswith(".gz") else path.read_bytes()
     content = content.removeprefix(b"\xef\xbb\xbf")
     if path.name.endswith(".json"):

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -78,11 +79,22 @@ def parse_json(text: str) -> Any:
     """
     try:
         value = json.loads(text)
-    except RecursionError:
-        raise ValueError(TOO_DEEP) from None
+    except (RecursionError, ValueError) as error:
+        if isinstance(error, RecursionError) or _opened(text) > DEEPEST:  # whichever the parser meets first
+            raise ValueError(TOO_DEEP) from None
+        raise
     if is_too_deep(value):
         raise ValueError(TOO_DEEP)
     return value
+
+
+def _opened(text: str) -> int:
+    """Return how many brackets are open at once in a text, at most."""
+    depth = most = 0
+    for mark in re.findall(r"[\[{\]}]", text):
+        depth += 1 if mark in "[{" else -1
+        most = max(most, depth)
+    return most
 
 
 def is_too_deep(value: Any) -> bool:
