@@ -260,7 +260,7 @@ judge("a limit below zero", "--judge m --max-cost -5", "--max-cost '-5'", "great
 judge("a share above one", "--judge m --max-invalid 7", "--max-invalid '7'", "less than or equal to 1")
 judge("tokens in words", "--judge m --max-tokens many", "--max-tokens 'many'", "a valid integer")
 judge("a file for its results", "--judge m --out f", "--out 'f'", "is a file", "give another place", files=F, env=KEY)
-judge("a file for the store", "--judge m --store f", "--store 'f'", "is a file", files=F, env=KEY)
+judge("a file for the store", "--judge m --store f", "--store", "f' is a file", files=F, env=KEY)
 judge(
     "a directory for a file",
     "--judge m --out d",
