@@ -2,6 +2,7 @@
 
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import pytest
@@ -538,3 +539,13 @@ def test_a_broken_entry_point_is_named(tmp_path, monkeypatch):
 def test_get_task_says_what_it_needs():
     assert "no data" in message(get_task, "dialogue")
     assert "did you mean 'summarization'" in message(get_task, "summarisation", "x.jsonl")
+
+
+def test_a_number_of_many_digits_costs_what_it_is_long(tmp_path):
+    """Digits that turn out to be no number; the time to find that out once grew with their square."""
+    spec = tmp_path / "spec.yaml"
+    spec.write_text("seeds: [" + "9" * 100_000 + "judge: 1]", encoding="utf-8")
+    begun = time.process_time()
+    with pytest.raises(InputError, match="a spec is YAML"):
+        load_spec(spec)
+    assert time.process_time() - begun < 10, "the square of it would be minutes"
