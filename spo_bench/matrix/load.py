@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 from yaml.constructor import ConstructorError
+from yaml.scanner import ScannerError
 
 from spo_bench.errors import InputError, suggestion, unknown
 from spo_bench.matrix.faults import as_input_error, brief
@@ -45,6 +46,14 @@ class _Loader(yaml.SafeLoader):
         node: yaml.Node | None = super().compose_node(parent, index)
         self.depth -= 1
         return node
+
+    def scan_flow_scalar_non_spaces(self, double: bool, start_mark: yaml.Mark) -> list[str]:
+        """Return the next pieces of a quoted text; raises ScannerError where an escape is no character of Unicode."""
+        try:
+            pieces: list[str] = super().scan_flow_scalar_non_spaces(double, start_mark)  # type: ignore[misc]
+        except (ValueError, OverflowError):
+            raise ScannerError(None, None, "an escape is no character of Unicode", self.get_mark()) from None
+        return pieces
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         """Return a node's value; raises ConstructorError where its text is none of its type, or of a size nothing here has."""
@@ -254,7 +263,7 @@ def parse_yaml(path: Path, what: str = "a spec", remedy: str = "see `spo-bench p
         raise InputError(
             f"{_shown(path)}{at}: {error.problem or error.context}", f"{what} is YAML", "correct the line; indent with spaces"
         ) from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, ArithmeticError, RecursionError) as error:
         text = _TOO_DEEP if isinstance(error, RecursionError) else str(error)
         raise InputError(f"{_shown(path)}: {text}", f"{what} is YAML", "correct the file") from error
     if not isinstance(value, dict):
