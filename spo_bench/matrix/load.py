@@ -50,7 +50,7 @@ class _Loader(yaml.SafeLoader):
     def scan_flow_scalar_non_spaces(self, double: bool, start_mark: yaml.Mark) -> list[str]:
         """Return the next pieces of a quoted text; raises ScannerError where an escape is no character of Unicode."""
         try:
-            pieces: list[str] = super().scan_flow_scalar_non_spaces(double, start_mark)  # type: ignore[misc]
+            pieces: list[str] = super().scan_flow_scalar_non_spaces(double, start_mark)
         except (ValueError, OverflowError):
             raise ScannerError(None, None, "an escape is no character of Unicode", self.get_mark()) from None
         return pieces
