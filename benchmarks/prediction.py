@@ -32,9 +32,10 @@ from typing import Any
 from measuring import add_output, describe, show, table
 
 from spo_bench import api
-from spo_bench.engine import calibrate, local
+from spo_bench.engine import attempt, calibrate
+from spo_bench.engine.engine import unique_in_order
 from spo_bench.engine.estimate import forecast
-from spo_bench.engine.local import unique_in_order
+from spo_bench.engine.local import local
 from spo_bench.engine.timings import FILE, Timing, kept
 from spo_bench.matrix.load import load_spec
 from spo_bench.matrix.spec import Spec
@@ -128,14 +129,14 @@ class Alone:
 
 def alone(spec: Spec, place: Path, measure: bool) -> dict[str, Any]:
     """Plan and run a matrix once in this process; return what ``trial`` does, in processor seconds."""
-    for module in (local, calibrate, api):
+    for module in (attempt, calibrate, api):
         module.time = Alone()  # type: ignore[attr-defined]
     store, begun = place / "store", time.process_time()
     if measure:
         calibrate.calibrate(spec, Store(store), "cpu", 1, offline=True)
     cells = api.cells_of(spec, store, "cpu", offline=True)
     every = unique_in_order([stage for cell in cells for stage in cell.stages.values()])
-    cost = forecast(spec, cells, every, every, Store(store), "cpu", 1)
+    cost = forecast(spec, cells, every, every, Store(store), local(1))
     before, planning = len(kept(store)), time.process_time() - begun
     api.run(spec, place / "run", store=store, device="cpu", jobs=1, offline=True)
     took = kept(store)[before:]

@@ -17,10 +17,12 @@ from hypothesis import strategies as st
 from spo_bench.api import cells_of, run
 from spo_bench.engine.calibrate import calibrate
 from spo_bench.engine.engine import unique_in_order
-from spo_bench.engine.estimate import Forecast, devices_of, forecast
+from spo_bench.engine.estimate import Forecast, forecast
 from spo_bench.engine.lengths import TYPICAL, lengths_of, nodes
+from spo_bench.engine.local import local
 from spo_bench.engine.machines import BANDWIDTH, GPUS, OPERATIONS, SCALING, Machine, choose_gpu, gpu_machine
 from spo_bench.engine.memory import GIB, TRAINED, Size, estimate, size_of
+from spo_bench.engine.shares import gpus
 from spo_bench.engine.simulate import bound, critical_path, on_devices
 from spo_bench.engine.timings import Pace, Timing, keep, kept
 from spo_bench.engine.work import Load, answering, forward, learning, load_of
@@ -267,11 +269,16 @@ def test_timings_outlive_a_line_that_is_none(tmp_path):
 
 def test_memory_is_shared_by_devices_but_for_activations(tmp_path):
     train = next(one for one in planned(HUB, tmp_path) if one.kind == "train")
-    one, two = (estimate(train, devices=count).device for count in (1, 2))
+    one, two = (estimate(train, count=count).device for count in (1, 2))
     parameters = known_config(MODEL)["parameters"]
     assert one - two == pytest.approx((TRAINED + 2) * parameters / 2), "a copy in bfloat16 is half on each, too"
-    assert devices_of(train, 4) == 4
-    assert devices_of(next(one for one in planned(HUB, tmp_path) if one.kind == "data"), 4) == 0
+    generate = next(one for one in planned(HUB, tmp_path) if one.kind == "generate")
+    assert estimate(generate, count=2).device == estimate(generate).device, "each device answers with the whole policy"
+    assert estimate(train, count=2).host == 2 * estimate(train).host, "each process reads the whole model"
+    spread = {**HUB, "train": {**HUB.get("train", {}), "devices_per_cell": 4}}
+    on = {one.kind: gpus(one) for one in planned(spread, tmp_path)}
+    assert (on["train"], on["data"], on["generate"]) == (4, 0, 4)
+    assert estimate(next(one for one in planned(spread, tmp_path) if one.kind == "train")) == estimate(train, count=4)
 
 
 def test_what_does_not_fit_is_counted_on_more_gpus(tmp_path):
@@ -279,7 +286,7 @@ def test_what_does_not_fit_is_counted_on_more_gpus(tmp_path):
 
     def found_of(spec: dict) -> Forecast:
         stages = planned(spec, tmp_path)
-        return forecast(load_spec(spec), [], stages, stages, Store(tmp_path), "cuda", 1, "A100-80GB", [1, 8])
+        return forecast(load_spec(spec), [], stages, stages, Store(tmp_path), local(1), "A100-80GB", [1, 8])
 
     assert any("does not fit" in note for note in found_of(HUB).notes)
     found = found_of({**HUB, "train": {**HUB["train"], "gradient_checkpointing": True}})

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from spo_bench.api import Watcher, cells_of
 from spo_bench.cli.progress import RunProgress
 from spo_bench.engine.engine import Engine, unique_in_order
 from spo_bench.engine.free import Need
-from spo_bench.engine.hire import choose_jobs
+from spo_bench.engine.hire import choose_jobs, hire
 from spo_bench.engine.local import Processes, local
 from spo_bench.engine.schedule import Schedule
 from spo_bench.engine.shares import Share, shares
@@ -29,7 +30,9 @@ from spo_bench.files import read_json
 from spo_bench.matrix.load import load_spec
 from spo_bench.models.embedded import build_embedded
 from spo_bench.processes import Pool
-from spo_bench.stages.base import Stage
+from spo_bench.stages.base import Stage, Work
+from spo_bench.stages.registry import KINDS, How, execute
+from spo_bench.stages.together import device_of
 from spo_bench.store.artifacts import Store
 
 
@@ -41,19 +44,104 @@ def names(started: list[tuple[Stage, int]]) -> dict[str, int]:
     return {one.config["name"]: threads for one, threads in started}
 
 
-def schedule(stages, jobs, cores, *, memory=float("inf"), needs=None, share=None, idle=0, workers=0) -> Schedule:
-    """A schedule of stages that take one core and no memory unless ``share`` and ``needs`` say otherwise, by name."""
+def schedule(stages, jobs, cores, *, memory=float("inf"), needs=None, share=None, idle=0, workers=0, gpus=None) -> Schedule:
+    """A schedule of stages that take one core and no memory unless ``share`` and ``needs`` say otherwise, by name; with ``gpus``
+    they need that memory of a GPU.
+    """
     needs, share = needs or {}, share or {}
     return Schedule(
         stages,
         jobs,
         cores,
-        Need(memory),
-        lambda one: Need(needs.get(one.config["name"], 0)),
+        memory,
+        lambda one: Need(*((0, needs.get(one.config["name"], 0)) if gpus else (needs.get(one.config["name"], 0),))),
         lambda one: share.get(one.config["name"], Share(1, 1)),
-        Need(idle),
+        Need(0, idle) if gpus else Need(idle),
         workers,
+        gpus=gpus,
     )
+
+
+def test_stages_are_spread_over_the_gpus_of_a_machine():
+    """Each goes where fewest are, then where most memory is left; two of 40 do not fit beside each other into 70."""
+    stages = [stage(name) for name in "abcde"]
+    share = {name: Share(1, 1, devices=1) for name in "abcd"} | {"e": Share(1, 0)}
+    needs = {"a": 40, "b": 10, "c": 40, "d": 40}
+    spread = schedule(stages, 9, 9, needs=needs, share=share, gpus={"cuda:0": 70, "cuda:1": 80})
+    begun = [one for one, _ in spread.start()]
+    placed = {one.config["name"]: spread.places(one) for one in begun}
+    assert placed == {"a": ("cuda:1",), "b": ("cuda:0",), "c": ("cuda:0",), "d": ("cuda:1",), "e": ()}
+    spread.finish(begun[0])
+    assert spread.start() == []
+
+    tight = schedule(stages[:4], 9, 9, needs=dict.fromkeys("abcd", 40), share=share, gpus={"cuda:0": 70, "cuda:1": 70})
+    begun = [one for one, _ in tight.start()]
+    assert [tight.places(one) for one in begun] == [("cuda:0",), ("cuda:1",)], "c waits for memory"
+    tight.finish(begun[1])
+    assert [tight.places(one) for one, _ in tight.start()] == [("cuda:1",)]
+
+
+def test_a_cell_of_several_gpus_has_them_together():
+    stages = [stage(name) for name in "abc"]
+    share = {"a": Share(1, 1, devices=2), "b": Share(1, 1, devices=2), "c": Share(1, 1, devices=1)}
+    free = dict.fromkeys((f"cuda:{place}" for place in range(4)), 50.0)
+    pairs = schedule(stages, 9, 9, needs=dict.fromkeys("abc", 40), share=share, gpus=free)
+    begun = [one for one, _ in pairs.start()]
+    assert [pairs.places(one) for one in begun] == [("cuda:0", "cuda:1"), ("cuda:2", "cuda:3")]
+    pairs.finish(begun[0])
+    assert [pairs.places(one) for one, _ in pairs.start()] == [("cuda:0",)]
+
+
+def test_one_stage_has_room_however_much_it_needs_of_a_gpu():
+    [one], share = [stage("a")], {"a": Share(1, 1, devices=1)}
+    large = schedule([one, stage("b")], 2, 2, needs={"a": 99, "b": 1}, share=share, gpus={"cuda:0": 5, "cuda:1": 7})
+    begun = [first for first, _ in large.start()]
+    assert large.places(begun[0]) == ("cuda:1",)
+
+
+def test_idle_workers_keep_a_context_on_every_gpu():
+    stages, share = [stage("a"), stage("b")], {"a": Share(1, 1, devices=1), "b": Share(1, 1, devices=1)}
+    crowded = schedule(stages, 9, 9, needs={"a": 3, "b": 3}, share=share, idle=2, workers=4, gpus={"cuda:0": 6})
+    assert names(crowded.start()) == {"a": 1}, "3 and 3 and what two idle workers keep are more than 6"
+
+
+def test_a_device_is_all_gpus_in_sight_or_the_one_that_is_named(monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    crew = hire("local", load_spec(SMALL_SPEC), Path("out"), "cuda")
+    assert (crew.gpus, crew.jobs) == (("cuda:0", "cuda:1", "cuda:2", "cuda:3"), 4)
+    crew = hire("local", load_spec(SMALL_SPEC), Path("out"), "cuda:2")
+    assert (crew.gpus, crew.jobs) == (("cuda:2",), 1)
+    assert hire("local", load_spec(SMALL_SPEC), Path("out"), "cpu").gpus == ()
+    pairs = load_spec({**SMALL_SPEC, "train": {**SMALL_SPEC["train"], "devices_per_cell": 2}})
+    assert hire("local", pairs, Path("out"), "cuda").jobs == 2
+    with pytest.raises(InputError, match="devices_per_cell 2 with 1 GPU"):
+        hire("local", pairs, Path("out"), "cuda:1")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    assert hire("local", load_spec(SMALL_SPEC), Path("out"), "cuda").gpus == ("cuda",)
+
+
+def test_orders_name_the_gpus_and_stages_compute_there(tmp_path, monkeypatch):
+    """The first order of a run on two GPUs, up to the work that a stage's function gets."""
+    spec = load_spec({**SMALL_SPEC, "train": {**SMALL_SPEC["train"], "devices_per_cell": 2}})
+    stages = unique_in_order([one for cell in cells_of(spec, tmp_path, "cuda", here=False) for one in cell.stages.values()])
+    with local(2, "cuda", 4) as crew:
+        orders = {order.stage.kind: order for order in Engine(Store(tmp_path), crew, Watcher(), whole=stages).plan(stages)}
+    assert orders["data"].how.places == ()
+    assert len(set(orders["train"].how.places)) == 2
+    assert len(orders["model"].how.places) == 1
+    work = Work(tmp_path, orders["train"].stage.config, {}, {"device": "cuda", "places": ("cuda:3", "cuda:1")})
+    assert [device_of(work, rank) for rank in (0, 1)] == ["cuda:3", "cuda:1"]
+    assert device_of(replace(work, local={"device": "cuda"}), 1) == "cuda:1"
+
+    def run(work: Work) -> None:
+        (work.out / "seen").write_text(f"{work.numerics.device} {work.local['places']}")
+
+    monkeypatch.setitem(KINDS, "model", (f"{__name__}:seen", 1))
+    monkeypatch.setattr(sys.modules[__name__], "seen", run, raising=False)
+    plain = Stage("model", 1, {"numerics": {"device": "cuda", "dtype": "float32", "held": "float32"}}, {}, {"device": "cuda"})
+    made = execute(plain, Store(tmp_path), How(places=("cuda:3",)))
+    assert (made / "seen").read_text() == "cuda:3 ('cuda:3',)"
 
 
 def test_what_most_wait_for_goes_first():

@@ -81,7 +81,7 @@ def show_plan(
         reasons = Reasons(artifacts, out, earlier, {cell.id: cell.stages for cell in cells}, every, waiting).all()
     ahead = Ahead(spec, cells, missing, artifacts, out, room, crew.together)
     found = look(ahead) if missing and not elsewhere else Found()
-    cost = forecast(spec, cells, missing, every, artifacts, planned, crew.jobs, gpu, gpus)
+    cost = forecast(spec, cells, missing, every, artifacts, crew, gpu, gpus)
     taken = {one.stage.key: {"seconds": one.seconds, "devices": one.devices, "basis": one.basis} for one in cost.stages}
     if offline and (lacking := absent(missing)):
         found.warnings.append(f"a run with --offline would be refused, since not here: {', '.join(lacking)}")

@@ -59,6 +59,8 @@ def _attempt(stage: Stage, store: Store, threads: int, how: How) -> Ended:
 
     torch.set_num_threads(threads)
     add_in_one_order(stage.local.get("device", "cpu"))
+    if how.places:
+        torch.cuda.set_device(how.places[0])  # for libraries that take the current one
     keep_freed_memory()
     before = resident_memory()
     try:

@@ -60,6 +60,7 @@ class Crew(ABC):
     Attributes:
         cores, jobs: of one machine, and how many stages it has side by side: they decide how many threads each has.
         device: on which they compute, "cpu" or "cuda[:i]".
+        gpus: of this machine on which the engine places stages.
         here: whether they take cores and memory of this machine, which the engine gives out then.
         tails: whether an order shall say what may follow at once.
         beside: whether some run beside the jobs, which takes a worker more; the engine says so.
@@ -71,6 +72,7 @@ class Crew(ABC):
 
     def __init__(self, cores: int, jobs: int, device: str) -> None:
         self.cores, self.jobs, self.device = cores, jobs, device
+        self.gpus: tuple[str, ...] = ()
         self.beside = False
 
     @property

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from types import TracebackType
 from typing import Self
@@ -14,10 +15,10 @@ from typing import Self
 from spo_bench import stopping
 from spo_bench.engine.attempt import Ended
 from spo_bench.engine.crew import LAG, Crew, Lost, Order
-from spo_bench.engine.free import INFINITE, NOTHING, Need, free_memory
+from spo_bench.engine.free import INFINITE, NOTHING, free_here
 from spo_bench.engine.local import local
 from spo_bench.engine.machines import this_machine
-from spo_bench.engine.memory import CUDA_PROCESS, PROCESS, estimate
+from spo_bench.engine.memory import estimate, idle_worker
 from spo_bench.engine.schedule import Schedule
 from spo_bench.engine.shares import Share, shares
 from spo_bench.engine.timings import keep, timing_of
@@ -77,8 +78,8 @@ class Engine:
         store: where artifacts are.
         crew: who makes the stages.
         watcher: who is told.
-        memory: bytes that stages may take together where they compute, on this machine; None: what is free when the first of
-            them starts. One stage always may run.
+        memory: bytes that stages may take together where they compute, on this machine or on each of its GPUs; None: what is
+            free when the first of them starts. One stage always may run.
         whole: the stages of the run, which decide with all they need how many threads each has; None: those that ``run`` is
             given.
         every: seconds between the checkpoints of a stage.
@@ -99,7 +100,7 @@ class Engine:
     ) -> None:
         self.store, self.crew, self.watcher, self.memory, self.whole = store, crew, watcher, memory, whole
         self.every, self.retry_failed, self.live = every, retry_failed, live
-        self._free: Need | None = None
+        self._free: tuple[float, dict[str, float]] | None = None
         self._failures: dict[str, str] = {}
         self._halvings: dict[str, int] = {}
         self._moves: dict[str, int] = {}
@@ -197,18 +198,17 @@ class Engine:
             return share[stage.key]
 
         if not crew.here:  # whoever has the machines knows what fits on them
-            return Schedule(missing, UNLIMITED, UNLIMITED, Need(INFINITE, INFINITE), lambda stage: NOTHING, of, apart=True)
+            return Schedule(missing, UNLIMITED, UNLIMITED, INFINITE, lambda stage: NOTHING, of, apart=True)
         if self._free is None:
-            self._free = free_memory(crew.device)
-        room, idle = self._free, Need(PROCESS)
-        if crew.device.startswith("cuda"):
-            idle = Need(CUDA_PROCESS, PROCESS)
-            room = room if self.memory is None else room._replace(device=self.memory)
+            self._free = free_here(crew.gpus)
+        (room, gpus), idle = self._free, idle_worker(crew.gpus)
+        if self.memory is not None and gpus:
+            gpus = dict.fromkeys(gpus, self.memory)
         elif self.memory is not None:
-            room = room._replace(host=self.memory)
+            room = self.memory
         crew.beside = any(one.beside for one in share.values())
         need = partial(estimate, store=self.store)
-        return Schedule(missing, crew.jobs, crew.cores, room, need, of, idle, crew.workers)
+        return Schedule(missing, crew.jobs, crew.cores, room, need, of, idle, crew.workers, gpus=gpus)
 
     def _make(self, schedule: Schedule) -> None:
         """Have all that is left of a schedule made."""
@@ -234,7 +234,8 @@ class Engine:
     def _order(self, schedule: Schedule, stage: Stage, threads: int) -> Order:
         tail = schedule.tail(stage, self.crew.takes) if self.crew.tails else ()
         then = tuple(Order(one, self.store, its, self._how(one)) for one, its in tail)
-        return Order(stage, self.store, threads, self._how(stage), schedule.is_suspect(stage), then)
+        how = replace(self._how(stage), places=schedule.places(stage))
+        return Order(stage, self.store, threads, how, schedule.is_suspect(stage), then)
 
     def _may_go_on(self, schedule: Schedule, stage: Stage, lost: Lost) -> bool:
         """Put a stage back whose worker is lost: to go on elsewhere where that was none of its doing; else once, alone, so that

@@ -9,12 +9,13 @@ from functools import partial
 from typing import Any
 
 from spo_bench.engine import simulate
-from spo_bench.engine.free import Need, cores_here, free_memory
+from spo_bench.engine.crew import Crew
+from spo_bench.engine.free import Need, cores_here, free_here
 from spo_bench.engine.lengths import lengths_of
 from spo_bench.engine.machines import BANDWIDTH, OPERATIONS, REQUEST, choose_gpu, gpu_machine, this_machine
-from spo_bench.engine.memory import CUDA_PROCESS, GIB, PROCESS, estimate, model_of
+from spo_bench.engine.memory import GIB, estimate, idle_worker
 from spo_bench.engine.schedule import Schedule
-from spo_bench.engine.shares import asks_endpoint, shares
+from spo_bench.engine.shares import asks_endpoint, gpus, shares
 from spo_bench.engine.simulate import Played
 from spo_bench.engine.space import Space, space
 from spo_bench.engine.timings import START, Basis, Pace, kept, merged, report_of, with_rates
@@ -22,12 +23,11 @@ from spo_bench.engine.work import Load
 from spo_bench.matrix.cells import Cell
 from spo_bench.matrix.spec import Spec
 from spo_bench.stages.base import Stage, plain_data
+from spo_bench.stages.registry import SHARDED
 from spo_bench.store.artifacts import Store
 
 GPU_COUNTS = (8, 64, 512)
 MOST = 5000  # stages whose run is played through; of more, a bound is given
-# Kinds of stages that a cell's devices share; a reward model or a judge has one.
-SHARED = ("train", "sft", "generate", "score", "reference", "mismatched", "explored")
 COMMAND = 2.0  # seconds of Python's start and the matrix's expansion
 BEGIN = 6.0  # seconds until workers have loaded torch and what all stages need
 
@@ -131,8 +131,7 @@ def forecast(
     missing: Sequence[Stage],
     every: Sequence[Stage],
     store: Store,
-    device: str,
-    jobs: int,
+    crew: Crew,
     gpu: str | None = None,
     counts: Sequence[int] = (),
 ) -> Forecast:
@@ -142,8 +141,7 @@ def forecast(
         spec, cells: the matrix.
         missing: stages that are left to make; all of them in ``every``.
         store: where data and timings are looked at.
-        device: for which the cells are planned.
-        jobs: stages at a time on this machine.
+        crew: who would make it on this machine.
         gpu: the name of a GPU in the table; None: this machine, or with ``counts`` and no GPU here ``machines.UNNAMED``.
         counts: numbers of GPUs the run is played through on; none: this machine.
 
@@ -151,6 +149,7 @@ def forecast(
         InputError: an unknown GPU.
     """
     elsewhere = gpu is not None or bool(counts)
+    device, jobs = "cuda" if elsewhere else crew.device, crew.jobs
     cores = cores_here()
     if elsewhere:
         name, given = choose_gpu(gpu, device)
@@ -160,14 +159,13 @@ def forecast(
     known = kept(store.root)
     pace = Pace(with_rates(machine, known), known, 1 if elsewhere else jobs)
     on_gpu = device.startswith("cuda")
-    per_cell = int(getattr(spec.train, "devices_per_cell", 1) or 1)
     parts = shares(every, jobs, cores)
 
     costs: dict[str, StageCost] = {}
     crowded: dict[str, StageCost] = {}
     for stage in missing:
-        count = devices_of(stage, per_cell) if on_gpu else parts[stage.key].cores
-        need = estimate(stage, store, devices=max(1, count) if on_gpu else 1)
+        count = gpus(stage) if on_gpu else parts[stage.key].cores
+        need = estimate(stage, store)
         if elsewhere and count and machine.memory is not None and need.device > machine.memory:
             crowded.setdefault(stage.kind, StageCost(stage, 0.0, count, need.device, "assumed"))
             count, need = _spread(stage, store, count, machine.memory)
@@ -186,11 +184,11 @@ def forecast(
     elif len(missing) > MOST:
         runs = [simulate.bound(missing, jobs, lambda _: 1, seconds_of)]
     else:
-        idle = Need(CUDA_PROCESS, PROCESS) if on_gpu else Need(PROCESS)
+        free, each = free_here(crew.gpus)
 
         def schedule() -> Schedule:
             need = partial(estimate, store=store)
-            return Schedule(missing, jobs, cores, free_memory(device), need, lambda one: parts[one.key], idle)
+            return Schedule(missing, jobs, cores, free, need, lambda one: parts[one.key], idle_worker(crew.gpus), gpus=each)
 
         runs = [simulate.local(missing, schedule, jobs, seconds_of)]
     report, _ = pace.of_load(("report", "", "float32"), report_of(len(cells)), 1)
@@ -225,18 +223,10 @@ def _spread(stage: Stage, store: Store, count: int, memory: float) -> tuple[int,
     """Return on how many GPUs a stage fits that does not fit on ``count``, and what it takes of each; as many as were given where
     further ones do not help.
     """
-    need = estimate(stage, store, devices=count)
-    for more in (count * 2**power for power in range(1, 7)) if stage.kind in SHARED else ():
-        if (less := estimate(stage, store, devices=more)).device <= memory:
+    for more in (count * 2**power for power in range(1, 7)) if stage.kind in SHARDED else ():
+        if (less := estimate(stage, store, count=more)).device <= memory:
             return more, less
-    return count, need
-
-
-def devices_of(stage: Stage, per_cell: int = 1) -> int:
-    """Return how many GPUs a stage computes on: none where it runs no model."""
-    if "numerics" not in stage.config or model_of(stage) is None:
-        return 0
-    return per_cell if stage.kind in SHARED else 1
+    return count, estimate(stage, store)
 
 
 def absent(stages: Sequence[Stage]) -> list[str]:

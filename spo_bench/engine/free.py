@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -29,10 +29,6 @@ class Need(NamedTuple):
     def __mul__(self, count: int) -> Need:  # type: ignore[override]
         return Need(self.host * count, self.device * count)
 
-    def within(self, room: Need) -> bool:
-        """Say whether this much fits."""
-        return self.host <= room.host and self.device <= room.device
-
     @property
     def most(self) -> float:
         """The larger of the two: what is worth showing."""
@@ -46,6 +42,11 @@ def free_memory(device: str) -> Need:
     """Return the free bytes of this machine and, for "cuda[:i]", of that device; infinite where nobody says."""
     host = min(available(), left_in_group())
     return Need(host, on_gpu(device, "memory.free") if device.startswith("cuda") else INFINITE)
+
+
+def free_here(gpus: Sequence[str]) -> tuple[float, dict[str, float]]:
+    """Return the free bytes of this machine, and of each of some GPUs."""
+    return free_memory("cpu").host, {name: free_memory(name).device for name in gpus}
 
 
 def all_memory(device: str) -> Need:
@@ -144,6 +145,13 @@ def _asked(device: str, what: str) -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()  # noqa: S603 - words of ours  # nosec B603
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def gpu_names(device: str, count: int) -> tuple[str, ...]:
+    """Return the GPUs that a device stands for: "cuda" for as many as are in sight, the others for themselves; of a CPU none."""
+    if device == "cuda" and count > 1:
+        return tuple(f"cuda:{place}" for place in range(count))
+    return (device,) if device.startswith("cuda") else ()
 
 
 @lru_cache(maxsize=16)

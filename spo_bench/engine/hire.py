@@ -54,7 +54,31 @@ def hire(
         return _of_ray(spec, device, jobs, ray_address)
     if engine == "slurm":
         return _of_slurm(spec, out, device, jobs, slurm)
-    return local(choose_jobs(jobs, spec, device), planned_device(device))
+    where = planned_device(device)
+    gpus = _gpus_used(spec, where)
+    return local(choose_jobs(jobs, spec, where, gpus=gpus), where, gpus)
+
+
+def _gpus_used(spec: Spec, device: str) -> int:
+    """Return how many GPUs of this machine stages are spread over; 1 also where there is none.
+
+    Raises:
+        InputError: a cell wants more of them.
+    """
+    if device == "cpu":
+        return 1
+    import torch
+
+    there, wanted = max(1, torch.cuda.device_count()), spec.train.devices_per_cell
+    if device != "cuda" or spec.generate.backend == "vllm":  # which answers on the first in sight
+        there = 1
+    if wanted > there and torch.cuda.is_available():
+        raise InputError(
+            f"train.devices_per_cell {wanted} with {there} GPU{'s' if there > 1 else ''} (--device {device})",
+            "a cell has so many GPUs of one machine, and vLLM answers on the first alone",
+            "lower devices_per_cell, use a larger machine or --device cuda, or generate with backend: transformers",
+        )
+    return there
 
 
 def _of_ray(spec: Spec, device: str, jobs: int | str, address: str | None) -> Crew:
@@ -66,12 +90,13 @@ def _of_ray(spec: Spec, device: str, jobs: int | str, address: str | None) -> Cr
     _check_assigned(device, "ray")
     choose_jobs(jobs, spec, "cpu")
     nodes, ours = connect(address)
-    with_gpus = [node for node in nodes if node.get("GPU")]
+    wanted = spec.train.devices_per_cell
+    with_gpus = [node for node in nodes if node.get("GPU", 0) >= wanted]
     if device == "auto":
         device = "cuda" if with_gpus else "cpu"
     fitting = nodes if device == "cpu" else with_gpus
     if not fitting:
-        what = "cores" if device == "cpu" else "GPUs"
+        what = "cores" if device == "cpu" else "GPUs" if wanted == 1 else f"{wanted} GPUs"
         raise InputError(
             f"a Ray cluster of {len(nodes)} nodes without {what}",
             f"with --device {device}, a node that is there has {what}",
@@ -144,11 +169,11 @@ def _is_gpu(name: str) -> bool:
     return name == "cuda" or (name.startswith("cuda:") and name[5:].isdigit())
 
 
-def choose_jobs(wanted: int | str, spec: Spec, device: str, cores: int | None = None) -> int:
+def choose_jobs(wanted: int | str, spec: Spec, device: str, cores: int | None = None, gpus: int = 1) -> int:
     """Return how many stages run at a time on a machine with so many cores (None: this one), for a number or "auto".
 
     Auto is one a core where only the embedded model is run, whose products are too small for cores to share; one a few cores for
-    other models; and one on a GPU. Memory may allow fewer at a time (``engine.memory``).
+    other models; and one on a GPU, or on as many as a cell has. Memory may allow fewer at a time (``engine.memory``).
 
     Raises:
         InputError: neither a number above 0 nor "auto".
@@ -158,7 +183,7 @@ def choose_jobs(wanted: int | str, spec: Spec, device: str, cores: int | None = 
     if wanted != "auto":
         raise InputError(f"--jobs {wanted}", "at least one stage runs at a time", "give --jobs 1 or more, or --jobs auto")
     if planned_device(device) != "cpu":
-        return 1
+        return max(1, gpus // spec.train.devices_per_cell)
     there = cores_here() if cores is None else cores
     return there if all(model.path == EMBEDDED for model in spec.models) else max(1, there // CORES_A_JOB)
 

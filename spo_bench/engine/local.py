@@ -11,15 +11,17 @@ from contextlib import suppress
 from spo_bench import stopping
 from spo_bench.engine.attempt import Ended, attempt
 from spo_bench.engine.crew import Crew, Lost, Order, translated
-from spo_bench.engine.free import cores_here, oom_kills
+from spo_bench.engine.free import cores_here, gpu_names, oom_kills
 from spo_bench.processes import Pool
 
 KILLED = "its process was killed"
 
 
-def local(jobs: int, device: str = "cpu") -> Crew:
-    """Return who makes so many stages at a time on this machine."""
-    return Inline(cores_here(), 1, device) if jobs == 1 else Processes(cores_here(), jobs, device)
+def local(jobs: int, device: str = "cpu", gpus: int = 1) -> Crew:
+    """Return who makes so many stages at a time on this machine, of whose GPUs that many are there for "cuda"."""
+    crew = Inline(cores_here(), 1, device) if jobs == 1 else Processes(cores_here(), jobs, device)
+    crew.gpus = gpu_names(device, gpus)
+    return crew
 
 
 class Inline(Crew):

@@ -5,7 +5,7 @@ stage takes at the least is what can be said for sure, and is there to refuse wh
 
 - a process that has loaded its libraries: ``PROCESS``, with CUDA ``CUDA_PROCESS`` and a context on the device;
 - a row of the data: ``ROW`` bytes as it is read, ``COPIES`` more with its degraded copies;
-- a model that is only run: its weights, in the type they are held in;
+- a model that is only run: its weights, in the type they are held in, on each device;
 - a model that is trained fully: weights, gradients and AdamW's two moments, 16 bytes a parameter in fp32; under an adapter the
   weights as they are held, and 16 bytes a parameter of the adapter;
 - trained on its own answers, or with a reference that follows it: the trained weights once more; and the weights of whom ranks
@@ -21,7 +21,7 @@ stage takes at the least is what can be said for sure, and is there to refuse wh
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
@@ -34,6 +34,7 @@ from spo_bench.models.embedded import ARCHITECTURE, vocabulary
 from spo_bench.models.numerics import cache_shape
 from spo_bench.models.source import weights_header
 from spo_bench.stages.base import Stage, plain_data
+from spo_bench.stages.registry import SHARDED, devices
 from spo_bench.store.artifacts import Store
 from spo_bench.task import SPLITS
 
@@ -71,29 +72,37 @@ class Size:
     looked_up: int = 0
 
 
-def estimate(stage: Stage, store: Store | None = None, least: bool = False, devices: int = 1) -> Need:
+def estimate(stage: Stage, store: Store | None = None, least: bool = False, count: int | None = None) -> Need:
     """Return the peak memory of a stage, roughly.
 
     Args:
         stage: any.
         store: where its inputs are looked at as far as they are there; None: only its settings are known.
         least: what it takes however little goes through the model at once, in place of the peak.
-        devices: how many share its weights, gradients and moments; the peak is that of each.
+        count: on how many devices; None: as many as it says. What is returned of a GPU is the peak of each.
     """
+    count = count or devices(stage)
     kept = ROW + (COPIES if stage.kind == "copies" or "copies" in stage.inputs else 0)
     rows = 0 if least else kept * sum(count_rows(data, store) for data in _data_of(stage))
     model = model_of(stage)
     if "numerics" not in stage.config or model is None:
         return Need(PROCESS + rows)
     numerics = stage.config["numerics"]
-    weights, rest = _on_device(stage, size_of(model), store, least, devices)
+    parts = count if stage.kind in SHARDED else 1
+    weights, rest = _on_device(stage, size_of(model), store, least, parts)
+    # On their way to the device, or before they are divided, weights lie in this machine's memory whole, for each process.
+    whole = weights * parts
     if numerics["device"] == "cpu":
-        return Need(PROCESS + rows + weights + rest)
-    # On their way to the device, weights lie in this machine's memory once.
-    return Need(CUDA_PROCESS + rows + weights, PROCESS + weights + rest)
+        return Need(count * (PROCESS + rows + max(weights + rest, whole)))
+    return Need(count * (CUDA_PROCESS + rows + whole), PROCESS + weights + rest)
 
 
-def _on_device(stage: Stage, size: Size, store: Store | None, least: bool, devices: int) -> tuple[float, float]:
+def idle_worker(gpus: Sequence[str]) -> Need:
+    """Return what a worker process keeps that has nothing to do: also a context on each GPU."""
+    return Need(CUDA_PROCESS, PROCESS) if gpus else Need(PROCESS)
+
+
+def _on_device(stage: Stage, size: Size, store: Store | None, least: bool, parts: int) -> tuple[float, float]:
     """Return the bytes a stage's weights take where it computes, and all else there: gradients, moments, activations, caches."""
     config, numerics = stage.config, stage.config["numerics"]
     held, computed = BYTES[numerics["held"]], BYTES[numerics["dtype"]]
@@ -101,8 +110,8 @@ def _on_device(stage: Stage, size: Size, store: Store | None, least: bool, devic
     settings = config.get("settings", config)
     tokens = _shortest_pass(stage, settings, store) if least else _longest_pass(stage, settings, store)
     logits = 0 if least else LOGITS
-    weights = size.parameters * held / devices
-    copy = size.parameters * computed / devices if computed < held else 0  # autocast keeps one in the compute type
+    weights = size.parameters * held / parts
+    copy = size.parameters * computed / parts if computed < held else 0  # autocast keeps one in the compute type
     if stage.kind not in TRAINING:
         cache = _cache(size, computed, _data_length(stage), settings) if stage.kind == "generate" and not least else 0
         rest = logits + copy + tokens * number + cache
@@ -111,9 +120,9 @@ def _on_device(stage: Stage, size: Size, store: Store | None, least: bool, devic
             rest = max(rest, whole - weights if whole < INFINITE else 0)
         return weights, rest
     trained = trained_parameters(stage)
-    learning = trained * TRAINED / devices - (0 if config.get("lora") else weights)
+    learning = trained * TRAINED / parts - (0 if config.get("lora") else weights)
     if follows(stage):
-        learning += trained * held / devices
+        learning += trained * held / parts
     ranking = [size_of(stage.inputs[name]) for name in ("reward_model", "judge_model") if name in stage.inputs]
     learning += sum(one.parameters * BYTES["float32"] for one in ranking)
     kept = 1 if config["gradient_checkpointing"] else size.layers

@@ -18,6 +18,7 @@ from spo_bench.engine.crew import Lost, Order, translated
 from spo_bench.engine.free import INFINITE, Need
 from spo_bench.engine.memory import TRAINING, estimate
 from spo_bench.engine.remote import Answer, Remote, answered, environment, needs_extra, serve
+from spo_bench.engine.shares import gpus
 from spo_bench.errors import InputError
 from spo_bench.stages.base import Stage
 
@@ -85,7 +86,7 @@ class RayCrew(Remote):
         need = estimate(order.stage, order.store).host
         return {
             "num_cpus": self.cores if order.alone else order.threads,
-            "num_gpus": int(self.device.startswith("cuda") and "numerics" in order.stage.config),
+            "num_gpus": gpus(order.stage) if self.device.startswith("cuda") else 0,
             "memory": self._memory if order.alone else min(need, self._memory),
         }
 

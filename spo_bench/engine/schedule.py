@@ -5,12 +5,21 @@ from __future__ import annotations
 import time
 from bisect import insort
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 from spo_bench.engine.free import NOTHING, Need
 from spo_bench.engine.memory import TRAINING
 from spo_bench.engine.shares import Share
 from spo_bench.stages.base import Stage
+
+
+class Running(NamedTuple):
+    """What a stage that runs has: its share of the cores, the memory it takes, and the GPUs it is on."""
+
+    share: Share
+    need: Need
+    places: tuple[str, ...]
 
 
 class Schedule:
@@ -20,12 +29,14 @@ class Schedule:
         stages: inputs before what reads them; of two for which as many wait, the first is preferred.
         jobs: how many may run at a time; those that run beside the jobs do not count, of which there is one at a time.
         cores: how many they may take together; none takes more than all.
-        memory: what they may take together. A stage that needs more runs alone, or beside one that waits for an endpoint.
+        memory: of this machine that they may take together, bytes. A stage that needs more runs alone, or beside one that waits
+            for an endpoint.
         need: what a stage takes of memory at its peak.
         share: what a stage has of the cores.
         idle: what a worker process keeps that has nothing to do.
         workers: how many of them there are already.
         apart: whether stages run in places of their own, so that one which may have killed its process does not wait for others.
+        gpus: names of the GPUs on which stages are placed, with the bytes they may take of each.
     """
 
     def __init__(
@@ -33,19 +44,20 @@ class Schedule:
         stages: Sequence[Stage],
         jobs: int,
         cores: int,
-        memory: Need,
+        memory: float,
         need: Callable[[Stage], Need],
         share: Callable[[Stage], Share],
         idle: Need = NOTHING,
         workers: int = 0,
         apart: bool = False,
+        gpus: Mapping[str, float] | None = None,
     ) -> None:
         self.jobs, self.cores, self.memory, self.need, self.share, self.idle = jobs, cores, memory, need, share, idle
-        self.apart = apart
+        self.apart, self.gpus = apart, gpus or {}
         self.left = {stage.key: stage for stage in stages}
         self._waits: dict[str, set[str]] = {}
         self._readers: dict[str, list[str]] = defaultdict(list)
-        self._running: dict[str, tuple[Share, Need]] = {}
+        self._running: dict[str, Running] = {}
         self._workers = workers
         self._suspects: set[str] = set()
         self._later: dict[str, float] = {}  # stages that another process makes, and when they are looked at again
@@ -97,18 +109,18 @@ class Schedule:
             if share.cores and held_back:
                 continue
             need = self.need(stage)
-            if not self._has_room(share, need):
+            if (places := self._room(share, need)) is None:
                 held_back = True
                 continue
             self._ready.remove((place, key))
-            begun.append(self._begin(stage, share, need))
+            begun.append(self._begin(stage, Running(share, need, places)))
         if (self.apart or not self._suspects) and self._jobs_taken() == len(self._running):
             for place, key in [one for one in self._beside if not self._rests(one[1])][:1]:
                 stage = self.left[key]
                 share, need = self.share(stage), self.need(stage)
-                if self._has_room(share, need):
+                if (places := self._room(share, need)) is not None:
                     self._beside.remove((place, key))
-                    begun.append(self._begin(stage, share, need))
+                    begun.append(self._begin(stage, Running(share, need, places)))
         return begun
 
     def _rests(self, key: str) -> bool:
@@ -119,10 +131,14 @@ class Schedule:
         """Whether a stage that could start is left to another process for now."""
         return any(self._rests(key) for _, key in (*self._ready, *self._beside))
 
-    def _begin(self, stage: Stage, share: Share, need: Need) -> tuple[Stage, int]:
-        self._running[stage.key] = (share, need)
+    def _begin(self, stage: Stage, running: Running) -> tuple[Stage, int]:
+        self._running[stage.key] = running
         self._workers = max(self._workers, len(self._running))
-        return stage, share.threads
+        return stage, running.share.threads
+
+    def places(self, stage: Stage) -> tuple[str, ...]:
+        """Return the GPUs of a stage that runs; none where it needs none, or somebody else places it."""
+        return self._running[stage.key].places
 
     def _candidates(self) -> list[tuple[tuple[int, int], str]]:
         """Return what is ready, the most wanted first; of stages that may have killed their process one, and that alone."""
@@ -131,16 +147,26 @@ class Schedule:
         return [] if self._running else [one for one in self._ready if one[1] in self._suspects][:1]
 
     def _jobs_taken(self) -> int:
-        return sum(not share.beside for share, _ in self._running.values())
+        return sum(not one.share.beside for one in self._running.values())
 
-    def _has_room(self, share: Share, need: Need) -> bool:
-        """Say whether cores and memory suffice; a stage that would run alone always has room."""
-        if not self._jobs_taken():
-            return True
-        cores = sum(running.cores for running, _ in self._running.values())
-        taken = sum((bytes_ for _, bytes_ in self._running.values()), need)
-        idle = max(0, self._workers - len(self._running) - 1)
-        return cores + share.cores <= self.cores and (taken + self.idle * idle).within(self.memory)
+    def _room(self, share: Share, need: Need) -> tuple[str, ...] | None:
+        """Return the GPUs on which a stage may begin; None while cores, memory or GPUs do not suffice. One that would run alone
+        always has room.
+        """
+        alone = not self._jobs_taken()
+        idle = self.idle * max(0, self._workers - len(self._running) - 1)
+        cores = sum(one.share.cores for one in self._running.values()) + share.cores
+        memory = sum(one.need.host for one in self._running.values()) + need.host + idle.host
+        if not alone and (cores > self.cores or memory > self.memory):
+            return None
+        count = min(share.devices, len(self.gpus))
+        ranked = []
+        for order, (name, free) in enumerate(self.gpus.items() if count else ()):
+            there = [one.need.device for one in self._running.values() if name in one.places]
+            left = free - sum(there) - idle.device
+            if alone or left >= need.device:
+                ranked.append((len(there), -left, order, name))
+        return tuple(name for *_, name in sorted(ranked)[:count]) if len(ranked) >= count else None
 
     def finish(self, stage: Stage) -> None:
         """Note that a stage has left its artifact: what reads it may be ready."""

@@ -25,11 +25,13 @@ class Share(NamedTuple):
         threads: it may use, at least one.
         cores: it takes from others; none where it reads, counts and writes, or waits for an endpoint.
         beside: whether it runs beside the jobs, because it waits for an endpoint most of the time.
+        devices: on how many it computes, where the machine has GPUs.
     """
 
     threads: int
     cores: int
     beside: bool = False
+    devices: int = 0
 
 
 def shares(stages: Sequence[Stage], jobs: int, cores: int) -> dict[str, Share]:
@@ -44,10 +46,15 @@ def shares(stages: Sequence[Stage], jobs: int, cores: int) -> dict[str, Share]:
         if needs_cores(stage):
             threads = min(max(1, cores // min(jobs, peers[stage.kind])), stage.local.get("threads", cores))
             threads = max(threads, devices(stage))  # which share them
-            found[stage.key] = Share(threads, threads)
+            found[stage.key] = Share(threads, threads, devices=gpus(stage))
         else:
-            found[stage.key] = Share(1, 0, jobs > 1 and asks_endpoint(stage))
+            found[stage.key] = Share(1, 0, jobs > 1 and asks_endpoint(stage), gpus(stage))
     return found
+
+
+def gpus(stage: Stage) -> int:
+    """Return on how many GPUs a stage computes where there are any; none if it runs no model."""
+    return devices(stage) if "numerics" in stage.config else 0
 
 
 def needs_cores(stage: Stage) -> bool:

@@ -9,7 +9,7 @@ import heapq
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from spo_bench.engine.free import INFINITE, NOTHING, Need
+from spo_bench.engine.free import INFINITE, NOTHING
 from spo_bench.engine.schedule import Schedule
 from spo_bench.engine.shares import Share, asks_endpoint
 from spo_bench.stages.base import Stage
@@ -65,8 +65,7 @@ def on_devices(stages: Sequence[Stage], devices: int, takes: Callable[[Stage], i
         seconds: a stage on as many as it takes.
     """
     shares = {stage.key: Share(1, takes(stage), asks_endpoint(stage)) for stage in stages}  # a device is what a core is here
-    room = Need(INFINITE, INFINITE)
-    everything = Schedule(stages, len(stages) + 1, devices, room, lambda _: NOTHING, lambda stage: shares[stage.key])
+    everything = Schedule(stages, len(stages) + 1, devices, INFINITE, lambda _: NOTHING, lambda stage: shares[stage.key])
     busy = sum(seconds(stage) * takes(stage) for stage in stages)
     path, longest = critical_path(stages, seconds)
     return Played(play(everything, seconds), path, longest, busy, devices)

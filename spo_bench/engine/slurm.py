@@ -27,7 +27,7 @@ from spo_bench.engine.attempt import Ended
 from spo_bench.engine.crew import Lost, Order, unanswered
 from spo_bench.engine.memory import GIB, estimate
 from spo_bench.engine.remote import Answer, Remote, answered, environment, serve
-from spo_bench.engine.shares import needs_cores
+from spo_bench.engine.shares import gpus, needs_cores
 from spo_bench.engine.slurm_options import Options
 from spo_bench.errors import Busy, InputError
 from spo_bench.stages.base import Stage
@@ -154,7 +154,7 @@ class SlurmCrew(Remote):
 
     def needs(self, orders: Sequence[Order]) -> dict[str, Any]:
         """Return the parameters of sbatch for a job that makes some stages one after the other, as submitit names them."""
-        gpu = self.device.startswith("cuda") and any("numerics" in order.stage.config for order in orders)
+        most = max(gpus(order.stage) for order in orders) if self.device.startswith("cuda") else 0
         peak = max(estimate(order.stage, order.store).host for order in orders)
         found: dict[str, Any] = {
             "job_name": f"spo-bench-{_name(orders, '-')}",
@@ -166,8 +166,8 @@ class SlurmCrew(Remote):
             "array_parallelism": self.options.parallel,
         }
         setup = [f"export {name}={value}" for name, value in environment(self).items()]
-        if gpu:
-            found["gpus_per_node"] = 1
+        if most:
+            found["gpus_per_node"] = most
         if orders[0].alone:
             found |= {"exclusive": True, "mem": "0"}  # all memory of a node
         return {**found, **self.options.given, "setup": [*setup, *self.options.given.get("setup", ())]}

@@ -38,16 +38,8 @@ KINDS = {
 }
 
 
-TOGETHER = (
-    "sft",
-    "reference",
-    "mismatched",
-    "explored",
-    "train",
-    "generate",
-    "score",
-    "reward",
-)  # what several devices do together
+SHARDED = ("sft", "train")  # of what several devices do together: each holds a part of the weights; of the others all of them
+TOGETHER = (*SHARDED, "reference", "mismatched", "explored", "generate", "score", "reward")
 
 
 def devices(stage: Stage) -> int:
@@ -69,12 +61,14 @@ class How:
         every: seconds between checkpoints.
         wait: whether to wait where another process makes the same.
         live: whether somebody follows the rows of a training.
+        places: the devices it computes on, "cuda:0" and so on; none: those of its own settings.
     """
 
     halvings: int = 0
     every: float = EVERY
     wait: bool = True
     live: bool = False
+    places: tuple[str, ...] = ()
 
 
 def asks_judge(stage: Stage) -> bool:
@@ -99,6 +93,8 @@ def execute(stage: Stage, store: Store, how: How | None = None) -> Path:
     checkpoint, live = Checkpoint(kept, how.every, store.beyond(*name)), Live(kept / LIVE if how.live else None)
 
     local = {**stage.local, "judge_cache": str(store.root / FILE)}  # of the machine that makes it
+    if how.places:
+        local |= {"device": how.places[0], "places": how.places}
 
     def build(part: Path) -> None:
         for source in stage.inputs.values():

@@ -54,6 +54,14 @@ def together(function: Callable[[Work], None], work: Work, count: int) -> None:
             pool.shutdown()
 
 
+def device_of(work: Work, rank: int) -> str:
+    """Return the device of a rank: of those that the stage was given, else the GPU of the rank's number."""
+    if places := work.local.get("places"):
+        return str(places[rank])
+    kind = work.numerics.device.split(":")[0]
+    return f"{kind}:{rank}" if kind == "cuda" else kind
+
+
 def _rank(function: Callable[[Work], None], work: Work, count: int, meeting: Path, threads: int, rank: int) -> None:
     import torch
     import torch.distributed as dist
@@ -62,11 +70,11 @@ def _rank(function: Callable[[Work], None], work: Work, count: int, meeting: Pat
 
     stopping.as_worker()
     torch.set_num_threads(threads)
-    kind = work.numerics.device.split(":")[0]
+    device = device_of(work, rank)
+    kind = device.split(":")[0]
     add_in_one_order(kind)
     if kind == "cuda":
-        torch.cuda.set_device(rank)
-    device = f"{kind}:{rank}" if kind == "cuda" else kind
+        torch.cuda.set_device(device)
     backend = "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo"
     dist.init_process_group(backend, init_method=meeting.as_uri(), rank=rank, world_size=count)
     ranks = Group(kind)
