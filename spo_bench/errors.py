@@ -15,6 +15,8 @@ import difflib
 import errno
 from collections.abc import Iterable
 
+DEBUG = "SPO_BENCH_DEBUG"  # set where errors shall also show where they were raised
+
 
 class SpoBenchError(Exception):
     """Base of every error this package raises on purpose."""

@@ -20,8 +20,8 @@ from spo_bench.stages import registry
 from spo_bench.store.artifacts import Store
 from spo_bench.store.claims import claim, claims, clearing
 from spo_bench.store.hashes import FILE_HASHES, HashCache
-from spo_bench.store.inventory import look
 from spo_bench.store.locks import machine_of, owner
+from spo_bench.store.opening import look
 from spo_bench.store.sealed import OLD_SEAL, SEAL, seal
 
 KEYS = [f"{number:032x}" for number in range(16)]

@@ -7,7 +7,7 @@ import typer
 from spo_bench import __version__
 from spo_bench.cli import catalogue, doctor, gating, judging, results, running, store
 from spo_bench.cli.common import Group, say
-from spo_bench.cli.main import DEBUG
+from spo_bench.errors import DEBUG
 
 app = typer.Typer(
     name="spo-bench",

@@ -47,7 +47,9 @@ StoreDir = Annotated[
         rich_help_panel=WHERE,
     ),
 ]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda (all GPUs in sight), cuda:0, cuda:1, …", rich_help_panel=WHERE)]
+Device = Annotated[
+    str, typer.Option("--device", help="auto, cpu, cuda (all GPUs in sight), cuda:0, cuda:1, …", rich_help_panel=WHERE)
+]
 Offline = Annotated[bool, typer.Option("--offline", help="Never ask a hub.", rich_help_panel=WHERE)]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 
-DEBUG = "SPO_BENCH_DEBUG"
+from spo_bench.errors import DEBUG
 
 
 def with_matrix_value(words: Sequence[str]) -> list[str]:

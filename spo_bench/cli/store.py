@@ -52,7 +52,7 @@ def ls(
 
     Damage is looked for at a glance, by the sizes of files; `spo-bench store verify` reads them.
     """
-    from spo_bench.store.inventory import look
+    from spo_bench.store.opening import look
 
     found = look(_store(store), kind)
     faults = {one.name: fault for one in found.entries if (fault := one.fault())}
@@ -168,7 +168,7 @@ def verify(
     have no checksums: they are counted, and no run uses them.
     """
     from spo_bench.store import health
-    from spo_bench.store.inventory import look
+    from spo_bench.store.opening import look
 
     place, console = _store(store), Terminal(stderr=True)
     found = look(place)

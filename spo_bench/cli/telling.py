@@ -12,8 +12,7 @@ import typer
 
 import spo_bench
 from spo_bench.cli.common import Terminal
-from spo_bench.cli.main import DEBUG
-from spo_bench.errors import InputError, Interrupted, SpoBenchError, disk_full, is_disk_full, suggestion
+from spo_bench.errors import DEBUG, InputError, Interrupted, SpoBenchError, disk_full, is_disk_full, suggestion
 
 FAULT = 1  # the exit code of what is nobody's input
 OURS = Path(spo_bench.__file__).parent

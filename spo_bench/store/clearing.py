@@ -12,7 +12,8 @@ from typing import Literal
 from spo_bench.errors import Busy, InputError
 from spo_bench.store.artifacts import RUNS, Store
 from spo_bench.store.claims import Claim, clearing
-from spo_bench.store.inventory import Inventory, check_there, linked, look, size
+from spo_bench.store.inventory import Inventory, check_there, linked, size
+from spo_bench.store.opening import look
 
 DAY = 86400  # seconds after which a small file that was never finished is nobody's
 

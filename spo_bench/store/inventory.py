@@ -140,17 +140,12 @@ def check_there(store: Store) -> None:
         )
 
 
-def look(store: Store, kind: str | None = None) -> Inventory:
-    """Return what is in a store, of one kind or of all.
+def look_here(store: Store, kind: str | None = None) -> Inventory:
+    """Return what is in a store of this machine, of one kind or of all.
 
     Raises:
         InputError: there is no store, or nothing of that kind in it.
     """
-    from spo_bench.store.remote import RemoteStore
-    from spo_bench.store.remote_inventory import look_behind
-
-    if isinstance(store, RemoteStore):
-        return look_behind(store, kind)
     check_there(store)
     entries, parts = list[Entry](), list[Beside]()
     for folder in _folders(store.root):

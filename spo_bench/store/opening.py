@@ -1,4 +1,4 @@
-"""Which store a name means: a directory, or an address."""
+"""Which store a name means, a directory or an address, and what is in it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 
 from spo_bench.store.artifacts import Store
 from spo_bench.store.bucket import URL
+from spo_bench.store.inventory import Inventory, look_here
 
 
 def open_store(place: str | Path) -> Store:
@@ -19,3 +20,15 @@ def open_store(place: str | Path) -> Store:
 
         return RemoteStore(place)
     return Store(Path(place))
+
+
+def look(store: Store, kind: str | None = None) -> Inventory:
+    """Return what is in a store, of one kind or of all.
+
+    Raises:
+        InputError: there is no store, or nothing of that kind in it.
+    """
+    from spo_bench.store.remote import RemoteStore
+    from spo_bench.store.remote_inventory import look_behind
+
+    return look_behind(store, kind) if isinstance(store, RemoteStore) else look_here(store, kind)
