@@ -278,6 +278,9 @@ def test_memory_is_shared_by_devices_but_for_activations(tmp_path):
     spread = {**HUB, "train": {**HUB.get("train", {}), "devices_per_cell": 4}}
     on = {one.kind: gpus(one) for one in planned(spread, tmp_path)}
     assert (on["train"], on["data"], on["generate"]) == (4, 0, 4)
+    asked = {"backend": "openai", "model": "m-2030-01-01", "base_url": "http://127.0.0.1:9/v1", "api_key_env": "NONE"}
+    judged = {one.kind: gpus(one) for one in planned({**HUB, "judge": asked}, tmp_path)}
+    assert (judged["judge"], judged["generate"]) == (0, 1), "an endpoint has devices of its own"
     assert estimate(next(one for one in planned(spread, tmp_path) if one.kind == "train")) == estimate(train, count=4)
 
 

@@ -62,6 +62,20 @@ def schedule(stages, jobs, cores, *, memory=float("inf"), needs=None, share=None
     )
 
 
+def test_an_endpoint_is_asked_while_others_train():
+    """Behind each training wait its answers and their verdicts: the answers go before the next training."""
+    train = [Stage("train", 1, {"name": f"train {one}"}) for one in "ab"]
+    answers = [stage(f"generate {one}", trained) for one, trained in zip("ab", train, strict=True)]
+    judged = [stage(f"judge {one}", answered) for one, answered in zip("ab", answers, strict=True)]
+    share = {one.config["name"]: Share(1, 0, beside=True) for one in judged}
+    two = schedule([*train, *answers, *judged], 1, 1, share=share)
+    [(first, _)] = two.start()
+    two.finish(first)
+    assert names(two.start()) == {"generate a": 1}
+    two.finish(answers[0])
+    assert names(two.start()) == {"train b": 1, "judge a": 1}
+
+
 def test_stages_are_spread_over_the_gpus_of_a_machine():
     """Each goes where fewest are, then where most memory is left; two of 40 do not fit beside each other into 70."""
     stages = [stage(name) for name in "abcde"]

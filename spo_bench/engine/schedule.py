@@ -13,6 +13,8 @@ from spo_bench.engine.memory import TRAINING
 from spo_bench.engine.shares import Share
 from spo_bench.stages.base import Stage
 
+Place = tuple[bool, int, int]  # in the order of preference, the least first
+
 
 class Running(NamedTuple):
     """What a stage that runs has: its share of the cores, the memory it takes, and the GPUs it is on."""
@@ -26,7 +28,7 @@ class Schedule:
     """The stages that are left, and what runs of them.
 
     Args:
-        stages: inputs before what reads them; of two for which as many wait, the first is preferred.
+        stages: inputs before what reads them; of two for which as much waits, the first is preferred.
         jobs: how many may run at a time; those that run beside the jobs do not count, of which there is one at a time.
         cores: how many they may take together; none takes more than all.
         memory: of this machine that they may take together, bytes. A stage that needs more runs alone, or beside one that waits
@@ -67,9 +69,10 @@ class Schedule:
                 self._readers[source].append(key)
         behind = self._behind()
         self._trained_on = self._before_training()
-        self._place = {key: (-behind[key], place) for place, key in enumerate(self.left)}
-        self._ready: list[tuple[tuple[int, int], str]] = []
-        self._beside: list[tuple[tuple[int, int], str]] = []
+        asked = self._before_asking()
+        self._place = {key: (key not in asked, -behind[key], place) for place, key in enumerate(self.left)}
+        self._ready: list[tuple[Place, str]] = []
+        self._beside: list[tuple[Place, str]] = []
         for key, waits in self._waits.items():
             if not waits:
                 self._enlist(key)
@@ -93,11 +96,21 @@ class Schedule:
                 found.add(key)
         return found
 
+    def _before_asking(self) -> set[str]:
+        """Return the keys of stages that run beside the jobs, and of what one of them waits for after all training: an endpoint
+        has its own time, and shall not wait until everything is trained.
+        """
+        found: set[str] = set()
+        for key, stage in reversed(self.left.items()):
+            if key not in self._trained_on and (self.share(stage).beside or not found.isdisjoint(self._readers[key])):
+                found.add(key)
+        return found
+
     def start(self) -> list[tuple[Stage, int]]:
         """Return the stages that begin now, each with its number of threads; they count as running from here on.
 
-        Those for which most others wait come first. One that finds too few cores or too little memory is not overtaken by a later
-        one that takes cores, so that it has its turn as soon as what runs has ended.
+        What an endpoint waits for comes first, then that for which most others wait. One that finds too few cores or too little
+        memory is not overtaken by a later one that takes cores, so that it has its turn as soon as what runs has ended.
         """
         begun: list[tuple[Stage, int]] = []
         held_back = False
@@ -140,7 +153,7 @@ class Schedule:
         """Return the GPUs of a stage that runs; none where it needs none, or somebody else places it."""
         return self._running[stage.key].places
 
-    def _candidates(self) -> list[tuple[tuple[int, int], str]]:
+    def _candidates(self) -> list[tuple[Place, str]]:
         """Return what is ready, the most wanted first; of stages that may have killed their process one, and that alone."""
         if self.apart or not self._suspects:
             return [one for one in self._ready if not self._rests(one[1])]

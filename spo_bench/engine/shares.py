@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from spo_bench.engine.memory import model_of
 from spo_bench.processes import LARGE
 from spo_bench.stages.base import Stage, plain_data
 from spo_bench.stages.registry import devices
@@ -54,7 +55,7 @@ def shares(stages: Sequence[Stage], jobs: int, cores: int) -> dict[str, Share]:
 
 def gpus(stage: Stage) -> int:
     """Return on how many GPUs a stage computes where there are any; none if it runs no model."""
-    return devices(stage) if "numerics" in stage.config else 0
+    return devices(stage) if "numerics" in stage.config and model_of(stage) is not None else 0
 
 
 def needs_cores(stage: Stage) -> bool:
