@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,9 @@ def calibrate(
 ) -> list[Timing]:
     """Run small stages of a spec in a store of their own, and keep what they took in the run's store.
 
-    Of each model the first task, method and seed are run, as baseline and with SPO, in three rounds: of one step, to load the
-    libraries, which is not counted; of two; and of as many as fit into some seconds. So what a stage takes at least is told from
-    what its rows take. Judges behind an endpoint are not asked.
+    Of each model the first method is run, as baseline and with SPO, on as many tasks as jobs, in three rounds: of one step, to
+    load the libraries, which is not counted; of two; and of as many as fit into some seconds. So what a stage takes at least is
+    told from what its rows take. Judges behind an endpoint are not asked.
 
     Args:
         spec: the matrix.
@@ -55,11 +56,11 @@ def calibrate(
         for one in each_model(spec):
             first = _First()
             with Engine(trial, local(jobs, device), first) as engine:
-                _round(engine, one, 1, place)
+                _round(engine, one, 1, place, jobs)
                 starts.append(first.seconds)
                 warm = len(kept(trial.root))
-                taken = _round(engine, one, FEW, place)
-                _round(engine, one, max(2 * FEW, min(MOST_STEPS, int(FEW * SECONDS / taken))), place)
+                taken = _round(engine, one, FEW, place, jobs)
+                _round(engine, one, max(2 * FEW, min(MOST_STEPS, int(FEW * SECONDS / taken))), place, jobs)
             found += [one._replace(basis="calibrated") for one in kept(trial.root)[warm:]]
     machine = this_machine(device).name
     found += [Timing(START, "", "float32", machine, 1, jobs, Load(), seconds, "calibrated") for seconds in starts]
@@ -80,14 +81,14 @@ class _First(Watcher):
         self.seconds = self.seconds or time.perf_counter() - self.begun
 
 
-def _round(engine: Engine, spec: Spec, steps: int, place: Place) -> float:
+def _round(engine: Engine, spec: Spec, steps: int, place: Place, jobs: int) -> float:
     """Run a small matrix; return its seconds.
 
     Raises:
         StageError: a stage could not be made, so the run would fail too.
     """
     begun = time.perf_counter()
-    if failures := engine.run(stages_of(spec, steps, place)):
+    if failures := engine.run(stages_of(spec, steps, place, jobs)):
         raise StageError(f"what --measure tried could not be made: {next(iter(failures.values()))}")
     return time.perf_counter() - begun
 
@@ -98,24 +99,26 @@ def each_model(spec: Spec) -> Iterator[Spec]:
         yield spec.model_copy(update={"models": (model,)})
 
 
-def stages_of(spec: Spec, steps: int, place: Place) -> list[Stage]:
+def stages_of(spec: Spec, steps: int, place: Place, jobs: int) -> list[Stage]:
     """Return the stages of a matrix that is like another but small: every training has so many steps."""
-    small = miniature(spec, steps)
+    small = miniature(spec, steps, jobs)
     return [stage for cell in expand(small, place) for stage in cell.stages.values()]
 
 
-def miniature(spec: Spec, steps: int) -> Spec:
-    """Return a spec of one task, method and seed, as baseline and with SPO, whose trainings have so many steps."""
-    task = spec.tasks[0]
+def miniature(spec: Spec, steps: int, jobs: int = 1) -> Spec:
+    """Return a spec of one method, as baseline and with SPO, whose trainings have so many steps; of one task and seed, or of as
+    many as keep all jobs busy, where the whole spec does: side by side, stages are slower.
+    """
+    tasks = spec.tasks[:jobs]
     asks = spec.judge is not None and spec.judge.backend == "openai"
     answers = max(4, spec.generate.max_new_tokens * min(steps, 4) // 8)
     spo = [None] * (None in spec.spo) + [one for one in spec.spo if one is not None][:1]
     changed: dict[str, Any] = {
-        "tasks": (task.model_copy(update={"limit": _limit(spec, task, steps)}),),
+        "tasks": tuple(task.model_copy(update={"limit": _limit(spec, task, steps)}) for task in tasks),
         "sft_tasks": None,
         "methods": spec.methods[:1],
         "spo": tuple(spo),
-        "seeds": spec.seeds[:1],
+        "seeds": spec.seeds[: ceil(jobs / (len(tasks) * len(spo)))],
         "sft": spec.sft.model_copy(update={"steps": min(spec.sft.steps, 4 * steps)}),
         "train": spec.train.model_copy(update={"max_steps": steps}),
         "reward_training": spec.reward_training.model_copy(update={"max_steps": steps}),

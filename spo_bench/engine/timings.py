@@ -4,8 +4,9 @@ Three things a time can rest on, the first of them that there is: *measured*, st
 ones that ``plan --measure`` ran for this; *assumed*, the table of GPUs and shares of its figures (``engine.machines``).
 
 Of stages with the same kind, model and type on the same machine, what they took is compared with what the machine's figures say
-of their loads, s against x: where loads differ enough, s = a + b x is fitted to the relative errors, with neither below 0; else
-the median of s / x is taken. So the figures decide nothing but how unlike loads compare.
+of their loads, s against x: where loads differ enough, s = a + b x is fitted to the relative errors, with neither below 0 and x
+without the seconds that a stage is said to take at least; else the median of s / x is taken. So the figures decide nothing but
+how unlike loads compare.
 """
 
 from __future__ import annotations
@@ -147,7 +148,7 @@ class Pace:
     def of_load(self, which: tuple[str, str, str], load: Load, parts: float) -> tuple[float, Basis]:
         """Return how long a load takes of a stage of a certain (kind, model, type)."""
         kind, model, dtype = which
-        expected = self.machine.seconds(load, dtype, parts)
+        expected, least = self._expected(load, dtype, parts)
         alike = ALIKE.get(kind.removesuffix("+spo"), kind)
         for wanted in (
             (kind, model, dtype),
@@ -156,8 +157,13 @@ class Pace:
             (alike, "", dtype),
         ):
             if (found := self._groups.get(wanted)) is not None:
-                return _curve(found)(expected), "measured" if found[0].basis == "measured" else "calibrated"
-        return expected, "assumed"
+                return _curve(found)(expected, least), "measured" if found[0].basis == "measured" else "calibrated"
+        return expected + least, "assumed"
+
+    def _expected(self, load: Load, dtype: str, parts: float) -> tuple[float, float]:
+        """Return what the machine's figures say a load takes, and what the stage takes at least besides."""
+        whole, without = (one.seconds(load, dtype, parts) for one in (self.machine, replace(self.machine, fixed=0.0)))
+        return without, whole - without
 
     @cached_property
     def _groups(self) -> Mapping[tuple[str, str, str], Sequence[_Seen]]:
@@ -168,7 +174,7 @@ class Pace:
         for one in self.timings:
             if one.machine != self.machine.name:
                 continue
-            seen = _Seen(self.machine.seconds(one.load, one.dtype, one.parts), one.seconds, one.basis, one.jobs)
+            seen = _Seen(*self._expected(one.load, one.dtype, one.parts), one.seconds, one.basis, one.jobs)
             plain = one.kind.removesuffix("+spo")
             alike = ALIKE.get(plain, plain)
             for kind in {one.kind, plain, alike}:
@@ -188,9 +194,12 @@ def with_rates(machine: Machine, timings: Iterable[Timing]) -> Machine:
 
 
 class _Seen(NamedTuple):
-    """One timing: what the machine's figures say of the load, what it took, and how it came about."""
+    """One timing: what the machine's figures say of the load, and of what a stage takes at least; what it took, and how it came
+    about.
+    """
 
     expected: float
+    least: float
     seconds: float
     basis: Basis
     jobs: int
@@ -204,12 +213,12 @@ def _best(seen: Sequence[_Seen], jobs: int) -> Sequence[_Seen]:
     return ([one for one in of_runs if one.jobs == jobs] or of_runs)[-50:]
 
 
-def _curve(seen: Sequence[_Seen]) -> Callable[[float], float]:
-    """Return what is expected of a time by what the figures say of it."""
+def _curve(seen: Sequence[_Seen]) -> Callable[[float, float], float]:
+    """Return what is expected of a time by what the figures say of it: of the load, and of what it takes at least."""
     points = [(max(one.expected, 1e-9), max(one.seconds, 1e-9)) for one in seen]
-    ratio = statistics.median(s / x for x, s in points)
+    ratio = statistics.median(max(one.seconds, 1e-9) / max(one.expected + one.least, 1e-9) for one in seen)
     if max(x for x, _ in points) < APART * min(x for x, _ in points):
-        return lambda x: ratio * x
+        return lambda x, least: ratio * (x + least)
     # Least squares of (a + b x - s) / s: two normal equations.
     inverse, slope = [1 / s for _, s in points], [x / s for x, s in points]
     aa, ab, bb = (sum(p * q for p, q in zip(one, other)) for one, other in ((inverse, inverse), (inverse, slope), (slope, slope)))
@@ -219,8 +228,8 @@ def _curve(seen: Sequence[_Seen]) -> Callable[[float], float]:
     if fixed < 0:
         fixed, rate = 0.0, b / bb
     elif rate <= 0:
-        return lambda x: ratio * x
-    return lambda x: fixed + rate * x
+        return lambda x, least: ratio * (x + least)
+    return lambda x, least: fixed + rate * x
 
 
 def merged(bases: Iterable[Basis]) -> str:
