@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -233,6 +234,15 @@ def test_times_of_unlike_loads_give_a_line():
     pace = Pace(CORE, [timing(x * 1e9, 2 + 3 * x) for x in (1, 2, 5)])
     seconds, basis = pace.of_load(("reference", "m", "float32"), Load(read=10e9), 1)
     assert (seconds, basis) == (pytest.approx(32.0), "measured")
+
+
+def test_small_stages_say_what_a_large_one_takes_whatever_they_are_said_to_take_at_least():
+    """0.02 s and 1.6 s a GFLOP more, on a machine of whose stages 0.5 s are assumed: these would hide how steep the line is."""
+    machine = replace(CORE, fixed=0.5)
+    pace = Pace(machine, [timing(x * 1e9, 0.02 + 1.6 * x, basis="calibrated") for x in (0.1, 0.6)])
+    assert pace.of_load(("reference", "m", "float32"), Load(read=3e9), 1)[0] == pytest.approx(0.02 + 1.6 * 3)
+    alike = Pace(machine, [timing(1e9, 3.0)])
+    assert alike.of_load(("reference", "m", "float32"), Load(read=2e9), 1)[0] == pytest.approx(2 * 2.5), "in whole: 3 s for 1.5"
 
 
 def test_times_of_like_loads_give_their_ratio():
