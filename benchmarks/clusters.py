@@ -8,6 +8,8 @@
     python benchmarks/clusters.py --what slurm-driver      # and the command is killed in the middle, and given again
     python benchmarks/clusters.py --what slurm-stop        # and a job is asked to stop, as one that is preempted or out of time
 
+    python benchmarks/clusters.py --what node --bucket     # the store in a bucket: nodes and command have caches of their own
+
 Each compares with an undisturbed run of the local engine, number by number; only what was measured of time and memory may differ.
 The nodes of the Ray cluster are raylets of their own on this machine, each with as many cores as the machine has.
 """
@@ -24,11 +26,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 from chaos import Place, differences, leftovers, numbers
+from remote import CACHE, URL, Machine, bucket, verify
 
 from spo_bench.engine.free import cores_here
 
@@ -125,7 +128,9 @@ def disturbed(place: Place, what: str, cluster: Any, stages: int) -> dict[str, A
     return {**found, "codes": codes, "tried_again": said.count("tried again"), "lines_of_ray": said.count("raylet")}
 
 
-def run(what: str, spec: str, folder: Path, stages: int, reference: Path | None, words: Sequence[str] = ()) -> dict[str, Any]:
+def run(
+    what: str, spec: str, folder: Path, stages: int, reference: Path | None, words: Sequence[str] = (), behind: bool = False
+) -> dict[str, Any]:
     """Do one of the things there are to do; return what was found.
 
     Args:
@@ -135,6 +140,7 @@ def run(what: str, spec: str, folder: Path, stages: int, reference: Path | None,
         stages: after which something happens.
         reference: an undisturbed run of the local engine; None: it is made first.
         words: further words of the commands.
+        behind: whether the store is in a bucket.
     """
     found: dict[str, Any] = {"what": what}
     if reference is None:
@@ -142,18 +148,25 @@ def run(what: str, spec: str, folder: Path, stages: int, reference: Path | None,
         if undisturbed.finish():
             raise SystemExit(undisturbed.said())
         reference, found["seconds_local"] = undisturbed.out(), round(time.perf_counter() - started, 1)
+
+    def placed(*engine: str) -> Place:
+        given = ["--engine", *engine, *words]
+        return Machine(folder / what, spec, given, f"{URL}/{what}") if behind else Place(folder / what, spec, given)
+
     if what.startswith("slurm"):
-        place = Place(folder / what, spec, ["--engine", "slurm", "--slurm", "cluster=local", *words])
+        place = placed("slurm", "--slurm", "cluster=local")
         started = time.perf_counter()
         found |= disturbed(place, what, None, stages)
     else:
         with ray_cluster(NODES, cores_here()) as cluster:
-            place = Place(folder / what, spec, ["--engine", "ray", "--ray-address", cluster.address, *words])
+            place = placed("ray", "--ray-address", cluster.address)
             started = time.perf_counter()
             found |= disturbed(place, what, cluster, stages)
     found |= {"seconds": round(time.perf_counter() - started, 1), "numbers": len(numbers(reference))}
     if found["codes"][-1]:
         raise SystemExit(place.said())
+    if isinstance(place, Machine):
+        found["verify"] = verify(place.url)
     return {**found, "different_numbers": differences(place.out(), reference), "left_over": leftovers(place.store)}
 
 
@@ -165,14 +178,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--after", type=int, default=60, help="stages made before something happens")
     parser.add_argument("--reference", type=Path, help="a run of the same spec by the local engine")
     parser.add_argument("--folder", type=Path, help="kept; else a temporary one")
+    parser.add_argument("--bucket", action="store_true", help="a store behind s3://, on a server of this machine")
     given = parser.parse_args(arguments)
     bad = False
-    with tempfile.TemporaryDirectory() as temporary:
+    with tempfile.TemporaryDirectory() as temporary, bucket() if given.bucket else nullcontext():
         folder, reference = given.folder or Path(temporary), given.reference
+        os.environ[CACHE] = str(folder / "nodes")
         for what in given.what or WHAT:
-            found = run(what, given.spec, folder, given.after, reference)
+            found = run(what, given.spec, folder, given.after, reference, behind=given.bucket)
             print(json.dumps(found), flush=True)
-            bad |= bool(found["different_numbers"] or found["left_over"])
+            bad |= bool(found["different_numbers"] or found["left_over"] or found.get("verify"))
             reference = reference or folder / "local" / "run"
     return int(bad)
 

@@ -27,6 +27,7 @@ from typing import Any
 from chaos import COMMAND, Place, differences, numbers, written
 
 BUCKET = "artifacts"
+CACHE = "SPO_BENCH_CACHE"
 URL = f"s3://{BUCKET}/chaos"
 SMALL = {
     "tasks": [{"name": "controlled_dialogue", "limit": {"train": 32, "eval": 8, "heldout": 8, "sft": 64}}],
@@ -48,15 +49,16 @@ PROGRAM = (
 
 
 class Machine(Place):
-    """A place whose store is the bucket, with a cache of its own."""
+    """A place whose store is the bucket, or another address in it, with a cache of its own."""
 
-    def __init__(self, folder: Path, spec: str, words: Sequence[str] = ()) -> None:
+    def __init__(self, folder: Path, spec: str, words: Sequence[str] = (), url: str = URL) -> None:
         super().__init__(folder, spec, words)
-        self.environment = {**os.environ, "SPO_BENCH_CACHE": str(folder / "cache")}
+        self.url, self.store = url, folder / "cache"
+        self.environment = {**os.environ, CACHE: str(folder / "cache")}
 
     def start(self, name: str = "run", *words: str) -> subprocess.Popen[bytes]:
         """Start the command; what it says goes to a file."""
-        given = [*COMMAND, "--matrix", self.spec, "--out", str(self.out(name)), "--store", URL, *self.words, *words]
+        given = [*COMMAND, "--matrix", self.spec, "--out", str(self.out(name)), "--store", self.url, *self.words, *words]
         with self.log(name).open("ab") as log:
             return subprocess.Popen(given, stdout=log, stderr=log, env=self.environment)
 
@@ -77,6 +79,11 @@ def bucket() -> Iterator[None]:
     finally:
         server.kill()
         server.wait()
+
+
+def verify(url: str) -> int:
+    """Read and check everything behind an address; return the command's exit code."""
+    return subprocess.run([*COMMAND[:-1], "store", "verify", "--store", url], capture_output=True).returncode
 
 
 def at_once(machines: Sequence[Machine], times: int, draw: random.Random, longest: float) -> dict[str, Any]:
@@ -125,7 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "nothing_left_for_the_last": nothing,
             "numbers": len(numbers(reference.out())),
             "different_numbers": sum(differences(one.out(), reference.out()) for one in (*machines, last)),
-            "verify": subprocess.run([*COMMAND[:-1], "store", "verify", "--store", URL], capture_output=True).returncode,
+            "verify": verify(URL),
             "seconds": {"local": round(local, 1), "machines": round(shared, 1), "last": round(time.perf_counter() - started, 1)},
             "cache_of_the_last_mebibytes": round(
                 sum(p.stat().st_size for p in (folder / "last" / "cache").rglob("*") if p.is_file()) / 2**20, 1
