@@ -49,8 +49,13 @@ def test_kills_change_no_number(undisturbed, tmp_path):
 
 @pytest.mark.real
 def test_kills_change_no_number_of_a_real_model(smollm2, tmp_path, capsys):
+    """Under an adapter, whose checkpoint after every step is small; ``benchmarks/chaos.py --model`` trains all weights."""
+    spec = chaos.small_spec(tmp_path, str(smollm2))
+    keys = yaml.safe_load(spec.read_text(encoding="utf-8"))
+    keys["train"]["lora"] = {"rank": 4}
+    spec.write_text(yaml.safe_dump(keys), encoding="utf-8")
     words = ["--what", "kill", "--times", "5", "--longest", "9", "--checkpoint", "0", "--seed", "1"]
-    assert chaos.main([*words, "--model", str(smollm2), "--folder", str(tmp_path)]) == 0
+    assert chaos.main([*words, "--spec", str(spec), "--folder", str(tmp_path)]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["signals"], found["last"], found["different_numbers"], found["left_over"]) == (5, 0, 0, [])
     assert found["numbers"] > 30

@@ -165,7 +165,7 @@ def test_every_data_axis_on_a_real_model(axis, smollm2, tagged, tmp_path_factory
         "methods": ["dpo"],
         "spo": [False],
         "data_axes": {axis: AXES[axis]},
-        "train": {"batch_size": 2, "max_steps": 1, "max_length": 192, "learning_rate": 1e-5},
+        "train": {"batch_size": 2, "max_steps": 1, "max_length": 192, "learning_rate": 1e-5, "lora": {"rank": 4}},
         "generate": {"max_new_tokens": 8, "batch_size": 8},
         "reward_training": {"batch_size": 2, "max_steps": 1},
     }
