@@ -15,6 +15,7 @@ from conftest import SMALL_SPEC
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
+from torch.cuda._utils import _get_device_index
 
 import spo_bench
 from spo_bench.api import Watcher, cells_of
@@ -132,7 +133,9 @@ def test_a_device_is_all_gpus_in_sight_or_the_one_that_is_named(monkeypatch):
     with pytest.raises(InputError, match="devices_per_cell 2 with 1 GPU"):
         hire("local", pairs, Path("out"), "cuda:1")
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
-    assert hire("local", load_spec(SMALL_SPEC), Path("out"), "cuda").gpus == ("cuda",)
+    (only,) = hire("local", load_spec(SMALL_SPEC), Path("out"), "cuda").gpus
+    assert only == "cuda:0"
+    assert _get_device_index(only) == 0, "torch makes no GPU the current one that has no number"
 
 
 def test_orders_name_the_gpus_and_stages_compute_there(tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ from typing import Any
 
 from spo_bench.engine.engine import Engine, Watcher
 from spo_bench.engine.free import cores_here
-from spo_bench.engine.local import local
+from spo_bench.engine.hire import hire
 from spo_bench.engine.machines import this_machine
 from spo_bench.engine.timings import START, Timing, keep, kept
 from spo_bench.engine.work import Load
@@ -55,12 +55,12 @@ def calibrate(
         place = Place(device, HashCache(store.root), offline, tuple(tasks_dirs))
         for one in each_model(spec):
             first = _First()
-            with Engine(trial, local(jobs, device), first) as engine:
-                _round(engine, one, 1, place, jobs)
+            with Engine(trial, hire("local", one, trial.root, device, jobs), first) as engine:
+                _round(engine, one, 1, place)
                 starts.append(first.seconds)
                 warm = len(kept(trial.root))
-                taken = _round(engine, one, FEW, place, jobs)
-                _round(engine, one, max(2 * FEW, min(MOST_STEPS, int(FEW * SECONDS / taken))), place, jobs)
+                taken = _round(engine, one, FEW, place)
+                _round(engine, one, max(2 * FEW, min(MOST_STEPS, int(FEW * SECONDS / taken))), place)
             found += [one._replace(basis="calibrated") for one in kept(trial.root)[warm:]]
     machine = this_machine(device).name
     found += [Timing(START, "", "float32", machine, 1, jobs, Load(), seconds, "calibrated") for seconds in starts]
@@ -81,14 +81,14 @@ class _First(Watcher):
         self.seconds = self.seconds or time.perf_counter() - self.begun
 
 
-def _round(engine: Engine, spec: Spec, steps: int, place: Place, jobs: int) -> float:
+def _round(engine: Engine, spec: Spec, steps: int, place: Place) -> float:
     """Run a small matrix; return its seconds.
 
     Raises:
         StageError: a stage could not be made, so the run would fail too.
     """
     begun = time.perf_counter()
-    if failures := engine.run(stages_of(spec, steps, place, jobs)):
+    if failures := engine.run(stages_of(spec, steps, place, engine.crew.jobs)):
         raise StageError(f"what --measure tried could not be made: {next(iter(failures.values()))}")
     return time.perf_counter() - begun
 
@@ -105,7 +105,7 @@ def stages_of(spec: Spec, steps: int, place: Place, jobs: int) -> list[Stage]:
     return [stage for cell in expand(small, place) for stage in cell.stages.values()]
 
 
-def miniature(spec: Spec, steps: int, jobs: int = 1) -> Spec:
+def miniature(spec: Spec, steps: int, jobs: int) -> Spec:
     """Return a spec of one method, as baseline and with SPO, whose trainings have so many steps; of one task and seed, or of as
     many as keep all jobs busy, where the whole spec does: side by side, stages are slower.
     """

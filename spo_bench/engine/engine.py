@@ -7,7 +7,6 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import suppress
-from dataclasses import replace
 from functools import partial
 from types import TracebackType
 from typing import Self
@@ -234,7 +233,7 @@ class Engine:
     def _order(self, schedule: Schedule, stage: Stage, threads: int) -> Order:
         tail = schedule.tail(stage, self.crew.takes) if self.crew.tails else ()
         then = tuple(Order(one, self.store, its, self._how(one)) for one, its in tail)
-        how = replace(self._how(stage), places=schedule.places(stage))
+        how = self._how(stage, schedule.places(stage))
         return Order(stage, self.store, threads, how, schedule.is_suspect(stage), then)
 
     def _may_go_on(self, schedule: Schedule, stage: Stage, lost: Lost) -> bool:
@@ -250,8 +249,8 @@ class Engine:
         schedule.put_back(stage)
         return True
 
-    def _how(self, stage: Stage) -> How:
-        return How(self._halvings.get(stage.key, 0), self.every, wait=False, live=self.live)
+    def _how(self, stage: Stage, places: tuple[str, ...] = ()) -> How:
+        return How(self._halvings.get(stage.key, 0), self.every, wait=False, live=self.live, places=places)
 
     def _tell(self, schedule: Schedule, stage: Stage, ended: Ended) -> None:
         """Note how an attempt ended; what depends on a stage that failed is skipped for the same reason."""

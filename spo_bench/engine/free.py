@@ -46,7 +46,7 @@ def free_memory(device: str) -> Need:
 
 def free_here(gpus: Sequence[str]) -> tuple[float, dict[str, float]]:
     """Return the free bytes of this machine, and of each of some GPUs."""
-    return free_memory("cpu").host, {name: free_memory(name).device for name in gpus}
+    return free_memory("cpu").host, {name: on_gpu(name, "memory.free") for name in gpus}
 
 
 def all_memory(device: str) -> Need:
@@ -148,10 +148,12 @@ def _asked(device: str, what: str) -> str | None:
 
 
 def gpu_names(device: str, count: int) -> tuple[str, ...]:
-    """Return the GPUs that a device stands for: "cuda" for as many as are in sight, the others for themselves; of a CPU none."""
-    if device == "cuda" and count > 1:
+    """Return the GPUs that a device stands for, by number, which torch asks for where one is made the current one: "cuda" for as
+    many as are in sight, others for themselves; of a CPU none.
+    """
+    if device == "cuda":
         return tuple(f"cuda:{place}" for place in range(count))
-    return (device,) if device.startswith("cuda") else ()
+    return (device,) if device.startswith("cuda:") else ()
 
 
 @lru_cache(maxsize=16)

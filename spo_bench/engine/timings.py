@@ -162,8 +162,13 @@ class Pace:
 
     def _expected(self, load: Load, dtype: str, parts: float) -> tuple[float, float]:
         """Return what the machine's figures say a load takes, and what the stage takes at least besides."""
-        whole, without = (one.seconds(load, dtype, parts) for one in (self.machine, replace(self.machine, fixed=0.0)))
-        return without, whole - without
+        without = self._at_once.seconds(load, dtype, parts)
+        return without, self.machine.seconds(load, dtype, parts) - without
+
+    @cached_property
+    def _at_once(self) -> Machine:
+        """The machine, as if a stage began at once."""
+        return replace(self.machine, fixed=0.0)
 
     @cached_property
     def _groups(self) -> Mapping[tuple[str, str, str], Sequence[_Seen]]:
